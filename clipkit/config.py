@@ -1,0 +1,250 @@
+"""The configuration of a run: a tree of frozen dataclasses, to and from YAML.
+
+The command line is made from these classes (flags have no prefix: ``--batch-size``, not ``--optim.batch-size``), so
+a field's docstring is its ``--help``. Three layers meet in a run, the later over the earlier: the recipe's
+defaults, a YAML file given as ``--config``, the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from clipkit.errors import ClipkitError, did_you_mean
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pairs come from and how a batch is read."""
+
+    train_data: str | None = None
+    """WebDataset shards (a folder, a tar, a glob or {000..009} pattern), or a CSV, TSV, JSONL or parquet table of
+    picture paths and captions, or a folder of pictures; tables and folders become shards in a cache on first use."""
+    val_data: str | None = None
+    """Held-out data in any of the same forms. Default: the `val` split beside `train`, if there is one."""
+    image_column: str | None = None
+    """Column of a table that holds the picture's path. Default: the first known name (filepath, image, path, ...)."""
+    caption_column: str | None = None
+    """Column of a table that holds the caption. Default: the first known name (caption, text, title, ...)."""
+    separator: str | None = None
+    """Column separator of a CSV. Default: found from the header line."""
+    captions: Literal["one", "all"] = "one"
+    """Captions of a picture in a batch: one, drawn anew each epoch, or all of them, every one a positive."""
+    augment: Literal["none", "crop", "small"] = "crop"
+    """Training views of pictures: the evaluation view, a random resized crop, or (for tiny pictures) the evaluation
+    view half of the time scaled down to 32-63 pixels first. A locked image tower caches none and small."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Smallest and largest share of the picture's area in a random crop."""
+    workers: int = 2
+    """Processes that read and decode. 0 reads in the training process. The batches do not depend on it."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers."""
+
+    model: str = "small"
+    """`small` (clipkit's own, learns from scratch on a CPU), an open_clip model name, or a JSON file in open_clip's
+    format."""
+    pretrained: str | None = None
+    """Weights for --model: an open_clip tag, or a checkpoint file."""
+    image_model: str | None = None
+    """timm name of the image tower; together with --text-model it replaces --model."""
+    text_model: str | None = None
+    """transformers name or local directory of the text tower; together with --image-model."""
+    image_pretrained: bool = True
+    """Start --image-model from timm's weights (fetched by timm on first use)."""
+    text_pretrained: bool = True
+    """Start --text-model from its weights; otherwise only its architecture and tokenizer are used."""
+    embed_dim: int = 512
+    """Dimensions of the shared space, for a pair of towers."""
+    image_size: int | None = None
+    """Side of the square picture in pixels. Default: the model's own."""
+    lock_image: bool = False
+    """Freeze the image tower. Unless views are cropped, every picture is encoded once and cached."""
+    lock_text: bool = False
+    """Freeze the text tower; every caption is encoded once and cached."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The batch and the update."""
+
+    siglip: bool = False
+    """Pairwise sigmoid loss with a learnable bias (SigLIP) instead of InfoNCE."""
+    batch_size: int = 256
+    """Pairs that are compared with one another in a step, over all processes together."""
+    micro_batch_size: int | None = None
+    """Pairs per process that are encoded at a time: less memory, same gradient. Default: all at once."""
+    epochs: float = 10.0
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever --epochs says."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    wd: float = 0.1
+    """AdamW weight decay; not on gains, biases, position embeddings and the temperature."""
+    beta1: float = 0.9
+    """AdamW's first-moment decay."""
+    beta2: float = 0.98
+    """AdamW's second-moment decay."""
+    warmup: int | None = None
+    """Steps of linear warm-up. Default: a tenth of the run, at most 2,000; never more than the run."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    scale_init: float | None = None
+    """Starting value of the temperature's inverse. Default: 1/0.07 (InfoNCE), 10 (sigmoid), or the weights' own."""
+    scale_max: float = 100.0
+    """Upper limit of the temperature's inverse."""
+    precision: Precision = "auto"
+    """float32, bf16 (autocast), or auto: bf16 on accelerators that have it, float32 on CPUs."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself: where it goes, what it keeps, when it looks."""
+
+    output: str | None = None
+    """Run directory. Default: runs/RECIPE."""
+    seed: int = 0
+    """Seed of weights, order, views and dropout."""
+    resume: str | None = None
+    """`auto` takes the newest whole checkpoint of the run directory, or a checkpoint directory."""
+    overwrite: bool = False
+    """Replace an existing run directory."""
+    save_every: int | None = None
+    """Steps between checkpoints. Default: once an epoch, and at the end."""
+    keep_last: int = 2
+    """Checkpoints kept besides the best one."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best validation recall@1, and end with it."""
+    eval_every: int | None = None
+    """Steps between evaluations on the validation data. Default: once an epoch."""
+    log_every: int = 10
+    """Steps between training records."""
+    log_with: str | None = None
+    """Tracker through Accelerate besides metrics.jsonl: tensorboard, wandb, mlflow, ..."""
+    dry_run: bool = False
+    """Print the plan (steps, memory, time) and stop."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run. ``recipe`` names where the defaults came from."""
+
+    recipe: str = "starter"
+    """Method: starter, clip, siglip or lit."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with fields changed by their flat names: ``config.replace(lr=1e-3, seed=1)``.
+
+        Raises:
+            ClipkitError: a name is no setting.
+        """
+        homes = _homes()
+        grouped: dict[str, dict[str, Any]] = {}
+        top: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name == "recipe":
+                top[name] = value
+            elif name in homes:
+                grouped.setdefault(homes[name], {})[name] = value
+            else:
+                raise ClipkitError(f"no setting is called {name!r}{did_you_mean(name, list(homes))}")
+        parts = {part: dataclasses.replace(getattr(self, part), **values) for part, values in grouped.items()}
+        return dataclasses.replace(self, **top, **parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat names to plain values, in the order of the classes."""
+        flat: dict[str, Any] = {"recipe": self.recipe}
+        for part in PARTS:
+            for name, value in dataclasses.asdict(getattr(self, part)).items():
+                flat[name] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+
+PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "run": RunConfig}
+
+
+def _homes() -> dict[str, str]:
+    return {f.name: part for part, cls in PARTS.items() for f in dataclasses.fields(cls)}
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write ``config`` as YAML: one flat mapping that ``--config`` reads back."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML run file, flat names to checked values.
+
+    Raises:
+        ClipkitError: the file is missing, is not a mapping, names an unknown setting or holds a value of another
+            type than the setting's.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ClipkitError(f"{path}: no such run file; give --config the path of a YAML file")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = str(error).replace("\n", " ")
+        raise ClipkitError(f"{path}: not valid YAML ({first_line})") from None
+    if not isinstance(loaded, dict):
+        raise ClipkitError(f"{path}: expected `name: value` lines, found a {type(loaded).__name__}")
+    homes = _homes()
+    settings: dict[str, Any] = {}
+    for name, value in loaded.items():
+        key = str(name).replace("-", "_")
+        if key != "recipe" and key not in homes:
+            hint = did_you_mean(key, list(homes))
+            raise ClipkitError(f"{path}: no setting is called {name!r}{hint or '; see clipkit train --help'}")
+        settings[key] = value if key == "recipe" else _checked(path, key, value, PARTS[homes[key]])
+    return settings
+
+
+def load_config(path: str | Path) -> Config:
+    """The ``Config`` saved by ``save_config``."""
+    return Config().replace(**read_settings(path))
+
+
+def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
+    """``value`` as the type of field ``name``: YAML has no tuples, and reads ``1e-3`` as a string."""
+    wanted = get_type_hints(cls)[name]
+    if get_origin(wanted) is tuple:
+        numbers = value if isinstance(value, (list, tuple)) else ()
+        if len(numbers) == len(get_args(wanted)) and all(isinstance(n, (int, float)) for n in numbers):
+            return tuple(float(n) for n in numbers)
+        raise ClipkitError(f"{path}: {name} is {value!r}; expected {len(get_args(wanted))} numbers, as [0.9, 1.0]")
+    for option in get_args(wanted) or (wanted,):
+        if option is type(None) and value is None:
+            return None
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is float and not isinstance(value, bool):
+            try:
+                if isinstance(value, (int, float, str)):
+                    return float(value)
+            except ValueError:
+                pass
+        if option is str and isinstance(value, str):
+            return value
+        if isinstance(option, str) and value == option:  # a Literal's choice
+            return value
+    choices = [o for o in get_args(wanted) if isinstance(o, str)]
+    expected = f"one of {', '.join(choices)}" if choices else str(getattr(wanted, "__name__", wanted))
+    raise ClipkitError(f"{path}: {name} is {value!r}; expected {expected}")

@@ -1,0 +1,19 @@
+"""The one exception that clipkit raises for a mistake in what it was given."""
+
+from __future__ import annotations
+
+
+class ClipkitError(ValueError):
+    """A mistake in the user's input.
+
+    The message is one line that names the file or the value and the fix. The command line and ``train.py`` print it
+    as it is and exit with status 2; nobody should have to read a traceback to learn that a path was misspelt.
+    """
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """``"; did you mean 'clip'?"`` for the nearest of ``known``, or an empty string when nothing is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
