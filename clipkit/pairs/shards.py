@@ -1,0 +1,306 @@
+"""WebDataset shards as one indexed sequence of samples.
+
+A sample is the members of a tar that share a key (the name up to the first dot of its last part), one of them a
+picture, and a ``.json`` or ``.txt`` with its captions. The index of a shard (keys, offsets, sizes) is built by
+reading headers only and kept beside the shard, or in the cache when the folder cannot be written to.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipkit.cache import atomic_write, cache_dir
+from clipkit.errors import ClipkitError
+from clipkit.pairs.tar import Damage, read_members
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+INDEX_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its captions, as stored.
+
+    Attributes:
+        key: name of the sample in its shard.
+        image: the encoded picture.
+        image_ext: its file extension in lower case, without the dot.
+        captions: its captions, in stored order; empty ones are dropped.
+        meta: the sample's json, or an empty dict.
+    """
+
+    key: str
+    image: bytes
+    image_ext: str
+    captions: tuple[str, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each sample of one tar lies. ``spans`` is int64 (n, 3, 2): offset and size of picture, json and txt;
+    a size of 0 means that there is none."""
+
+    path: Path
+    keys: list[str]
+    extensions: list[str]
+    spans: np.ndarray
+    problems: list[str]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class ShardSet:
+    """Samples of several shards as one sequence, in the order of the shards' names.
+
+    Args:
+        shards: the indexes, one per tar.
+        name: what messages call the set.
+        root: folder that the samples' ``file`` starts from, where the shards were made of files that are still there.
+    """
+
+    def __init__(self, shards: list[ShardIndex], name: str, root: Path | None = None) -> None:
+        self.shards = shards
+        self.name = name
+        self.root = root
+        self.sizes = [len(shard) for shard in shards]
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
+        self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        self._files: dict[int, int] = {}
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def problems(self) -> list[str]:
+        """What was wrong with the shards themselves: damaged stretches, samples without picture or caption."""
+        return [f"{shard.path}: {problem}" for shard in self.shards for problem in shard.problems]
+
+    def locate(self, i: int) -> tuple[ShardIndex, int]:
+        """The shard of sample ``i`` and its place there."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        return self.shards[shard], i - int(self._first[shard])
+
+    def key(self, i: int) -> str:
+        """Key of sample ``i``."""
+        shard, at = self.locate(i)
+        return shard.keys[at]
+
+    def where(self, i: int) -> str:
+        """``shard.tar/key.ext`` of sample ``i``, for messages and results."""
+        shard, at = self.locate(i)
+        return f"{shard.path}/{shard.keys[at]}.{shard.extensions[at]}"
+
+    def source_file(self, i: int) -> Path | None:
+        """The file that sample ``i`` was made from, if it is known and still there."""
+        file = self.read_record(i)[0].get("file")
+        if self.root is None or not isinstance(file, str):
+            return None
+        path = self.root / file
+        return path if path.is_file() else None
+
+    def read(self, i: int) -> Sample:
+        """Sample ``i``, read from its shard.
+
+        Raises:
+            ClipkitError: the bytes are not what the index says, or the json is no json.
+        """
+        shard, at = self.locate(i)
+        fd = self._open(i)
+        image, record, text = (os.pread(fd, int(size), int(start)) for start, size in shard.spans[at])
+        if len(image) != shard.spans[at, 0, 1]:
+            raise ClipkitError(f"{self.where(i)}: the shard is shorter than its index says; was it changed?")
+        meta, captions = _captions(record, text, self.where(i))
+        return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
+
+    def read_captions(self, i: int) -> tuple[str, ...]:
+        """Captions of sample ``i``, without reading its picture."""
+        return self.read_record(i)[1]
+
+    def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The json and the captions of sample ``i``, without reading its picture."""
+        shard, at = self.locate(i)
+        fd = self._open(i)
+        _, record, text = shard.spans[at]
+        return _captions(
+            os.pread(fd, int(record[1]), int(record[0])), os.pread(fd, int(text[1]), int(text[0])), self.where(i)
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(i) for i in range(len(self)))
+
+    def _open(self, i: int) -> int:
+        if self._pid != os.getpid():  # a forked worker must not share file positions, nor close its parent's files
+            self._files, self._pid = {}, os.getpid()
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        if shard not in self._files:
+            if len(self._files) >= 256:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.shards[shard].path, os.O_RDONLY)
+        return self._files[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}, "_pid": -1}
+
+
+def open_shards(path: str | Path, name: str | None = None, root: Path | None = None) -> ShardSet:
+    """The shards at ``path``: a tar, a folder of tars, or a glob or ``{000..009}`` pattern.
+
+    Args:
+        name: what messages call them; default: ``path``. Shards that were made of a table go by the table's name.
+        root: see ``ShardSet``.
+
+    Raises:
+        ClipkitError: nothing is there, no tar is there, or no tar holds a sample.
+    """
+    paths = shard_paths(path)
+    shards = [_index(p) for p in paths]
+    shard_set = ShardSet(shards, name or str(path), root)
+    if not len(shard_set):
+        why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
+        raise ClipkitError(
+            f"{path}: no sample in {len(paths)} shard(s){why}; a sample is KEY.jpg beside KEY.txt or KEY.json"
+        )
+    for problem in shard_set.problems[:5]:
+        warnings.warn(problem, stacklevel=2)
+    return shard_set
+
+
+def shard_paths(path: str | Path) -> list[Path]:
+    """The tar files that ``path`` names, sorted by name."""
+    text = str(path)
+    if re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
+        import braceexpand
+
+        paths = [Path(p) for p in braceexpand.braceexpand(text)]
+        missing = [p for p in paths if not p.is_file()]
+        if missing:
+            raise ClipkitError(f"{missing[0]}: no such shard (from {text}; {len(missing)} of {len(paths)} are missing)")
+        return paths
+    if any(c in text for c in "*?["):
+        paths = sorted(Path(p) for p in glob.glob(text))
+        if not paths:
+            raise ClipkitError(f"{text}: no file matches")
+        return paths
+    if Path(text).is_file():
+        return [Path(text)]
+    if Path(text).is_dir():
+        paths = sorted(Path(text).glob("*.tar"))
+        if not paths:
+            raise ClipkitError(f"{text}: no *.tar shards in this folder")
+        return paths
+    raise ClipkitError(f"{text}: no such file or folder")
+
+
+def build_index(path: Path) -> ShardIndex:
+    """Index of one tar, from its headers."""
+    if path.stat().st_size == 0:
+        raise ClipkitError(f"{path}: an empty file, not a tar shard; make it again or leave it out")
+    members, damages = read_members(path)
+    if not members and damages:
+        raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
+    problems = [_damage(d) for d in damages]
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    last = None
+    for member in members:
+        folder, _, base = member.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        if not stem or not extension:
+            continue
+        key = f"{folder}/{stem}" if folder and folder != "." else stem
+        fields = samples.get(key)
+        if fields is None:
+            fields = samples[key] = {}
+        elif last != key:
+            problems.append(f"members of {key!r} are not adjacent")
+        last = key
+        if extension.lower() in fields:
+            problems.append(f"{member.name!r} occurs twice; the first is used")
+            continue
+        fields[extension.lower()] = (member.offset, member.size)
+    keys, extensions, spans = [], [], []
+    for key, fields in samples.items():
+        extension = next((e for e in IMAGE_EXTENSIONS if e in fields), "")
+        if not extension:
+            problems.append(f"{key!r} has no picture ({', '.join(fields)})")
+        elif "json" not in fields and "txt" not in fields:
+            problems.append(f"{key!r} has neither .json nor .txt")
+        else:
+            keys.append(key)
+            extensions.append(extension)
+            spans.append([fields[extension], fields.get("json", (0, 0)), fields.get("txt", (0, 0))])
+    array = np.array(spans, dtype=np.int64).reshape(len(keys), 3, 2)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
+    digest.update(array.tobytes())
+    return ShardIndex(path, keys, extensions, array, problems, digest.hexdigest())
+
+
+def _damage(damage: Damage) -> str:
+    return f"bytes {damage.start}-{damage.stop} are damaged ({damage.reason}); samples there are lost"
+
+
+def _index(path: Path) -> ShardIndex:
+    """Index of ``path`` from beside it or from the cache; built and kept when there is none or the tar changed."""
+    stat = path.stat()
+    stamp = [INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]
+    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
+    places = [path.with_name(path.name + ".index.npz"), cache_dir() / "indexes" / f"{name}.npz"]
+    for place in places:
+        try:
+            with np.load(place, allow_pickle=False) as stored:
+                header = json.loads(str(stored["header"]))
+                if header["stamp"] == stamp:
+                    spans = stored["spans"]
+                    return ShardIndex(
+                        path, header["keys"], header["extensions"], spans, header["problems"], header["fingerprint"]
+                    )
+        except (OSError, ValueError, KeyError):
+            continue
+    index = build_index(path)
+    header = {
+        "stamp": stamp,
+        "keys": index.keys,
+        "extensions": index.extensions,
+        "problems": index.problems,
+        "fingerprint": index.fingerprint,
+    }
+    for place in places:
+        try:
+            with atomic_write(place) as file:
+                np.savez(file, header=json.dumps(header), spans=index.spans)
+            break
+        except OSError:
+            continue
+    return index
+
+
+def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    meta: dict[str, Any] = {}
+    if record:
+        try:
+            meta = json.loads(record)
+        except ValueError:
+            raise ClipkitError(f"{where}: its .json is not valid JSON") from None
+        if not isinstance(meta, dict):
+            raise ClipkitError(f"{where}: its .json holds a {type(meta).__name__}, expected an object")
+    stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or ()
+    captions = [stored] if isinstance(stored, str) else list(stored)
+    return meta, tuple(" ".join(c.split()) for c in captions if isinstance(c, str) and c.strip())

@@ -1,0 +1,215 @@
+"""Batches of pairs from shards: any step, any rank, the same global batch.
+
+The global batch of step t is positions [tB, (t+1)B) of the ``Order``; the tail of an epoch is carried into the next.
+A rank takes its piece of the batch, a worker makes whole pieces. Views, captions and substitutes are drawn per
+(seed, epoch, sample), so nothing depends on how many ranks or workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipkit.errors import ClipkitError
+from clipkit.pairs.order import Order, mix, piece, sample_seed
+from clipkit.pairs.shards import ShardSet
+
+CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds
+_TRIES = 20  # substitutes tried for a bad sample before the run stops
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that could not be used, and why."""
+
+    sample: int
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """One rank's part of a step.
+
+    Attributes:
+        images: uint8 (b, 3, H, W) pictures, or float (b, F) cached encodings.
+        texts: int64 (t, L) tokens, or float (t, F) cached encodings; t = b unless a picture brings several captions.
+        image_ids: int64 (b,) sample of each picture.
+        text_ids: int64 (t,) sample of each caption; equal ids are positives.
+        bad: samples that were replaced.
+    """
+
+    images: Tensor
+    texts: Tensor
+    image_ids: Tensor
+    text_ids: Tensor
+    bad: tuple[Bad, ...] = ()
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch on ``device``."""
+        moved = {
+            n: getattr(self, n).to(device, non_blocking=True) for n in ("images", "texts", "image_ids", "text_ids")
+        }
+        return replace(self, **moved)
+
+
+class _LeftOut(Exception):
+    """A bad sample that is not replaced."""
+
+
+ReadPicture = Callable[[ShardSet, int, int], Tensor]
+"""(shards, sample, seed) -> one picture's tensor; raises ClipkitError for a bad one."""
+ReadTexts = Callable[[list[tuple[int, int, str]]], Tensor]
+"""[(sample, caption's place, caption)] -> texts of a batch (t, ...)."""
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Makes batches: picks captions, replaces bad samples, stacks.
+
+    Args:
+        shards: the samples.
+        picture: reads one picture.
+        texts: turns a batch's captions into a tensor.
+        seed: the run's seed.
+        captions: ``one`` drawn per (seed, epoch, sample), or ``all``.
+        substitute: put another sample in a bad one's place (training), or leave it out (evaluation).
+    """
+
+    shards: ShardSet
+    picture: ReadPicture
+    texts: ReadTexts
+    seed: int
+    captions: str = "one"
+    substitute: bool = True
+
+    def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
+        """The batch of ``items``, pairs of (epoch, sample)."""
+        images: list[Tensor] = []
+        chosen: list[tuple[int, int, str]] = []
+        ids: list[int] = []
+        bad: list[Bad] = []
+        for epoch, sample in items:
+            try:
+                used, image, captions = self._read(epoch, sample, bad)
+            except _LeftOut:
+                continue
+            images.append(image)
+            ids.append(used)
+            if self.captions == "one":
+                pick = sample_seed(self.seed, epoch, used, CAPTION) % len(captions)
+                chosen.append((used, pick, captions[pick]))
+            else:
+                chosen.extend((used, place, caption) for place, caption in enumerate(captions))
+        image_ids = torch.tensor(ids, dtype=torch.int64)
+        text_ids = torch.tensor([sample for sample, _, _ in chosen], dtype=torch.int64)
+        stacked = torch.stack(images) if images else torch.zeros(0)
+        return PairBatch(stacked, self.texts(chosen), image_ids, text_ids, tuple(bad))
+
+    __getitems__ = __call__  # what torch's loader calls with the sampler's list
+
+    def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor, tuple[str, ...]]:
+        tried = sample
+        for attempt in range(_TRIES):
+            try:
+                captions = self.shards.read_captions(tried)
+                if not captions:
+                    raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
+                return tried, self.picture(self.shards, tried, sample_seed(self.seed, epoch, tried, VIEW)), captions
+            except ClipkitError as error:
+                bad.append(Bad(tried, self.shards.where(tried), str(error)))
+                if not self.substitute:
+                    raise _LeftOut from None
+                tried = int(mix(self.seed, epoch, sample, SUBSTITUTE, attempt) % np.uint64(len(self.shards)))
+        raise ClipkitError(
+            f"{bad[-1].reason}; {_TRIES} samples in a row were bad: check the data before training on it"
+        )
+
+
+class _Pieces:
+    """The rank's (epoch, sample) items of each step in [start, stop)."""
+
+    def __init__(self, order: Order, batch_size: int, rank: int, world: int, start: int, stop: int) -> None:
+        self.order, self.batch_size = order, batch_size
+        self.rank, self.world = rank, world
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.stop):
+            yield step_items(self.order, step, self.batch_size, self.rank, self.world)
+
+
+def step_items(order: Order, step: int, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+    """(epoch, sample) of the rank's part of global batch ``step``, sorted by place in the shards."""
+    epochs, samples = order.positions(step * batch_size, (step + 1) * batch_size)
+    by_place = np.lexsort((epochs, samples))
+    mine = by_place[piece(batch_size, rank, world)]
+    return [(int(e), int(s)) for e, s in zip(epochs[mine], samples[mine], strict=True)]
+
+
+def stream(
+    reader: PairReader,
+    order: Order,
+    batch_size: int,
+    *,
+    start: int = 0,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[PairBatch]:
+    """The rank's batches of steps [start, stop).
+
+    Args:
+        reader: makes a batch from its items.
+        order: the endless order of samples.
+        batch_size: pairs of the *global* batch.
+        start, stop: steps; the state of the stream is the next step, nothing else.
+        rank, world: which part, of how many.
+        workers: reading processes; 0 reads in this one.
+
+    Raises:
+        ClipkitError: fewer samples than a global batch, or fewer pairs in a batch than processes.
+    """
+    if order.n < batch_size:
+        raise ClipkitError(
+            f"{reader.shards.name} has {order.n} samples, fewer than a batch of {batch_size}; "
+            f"pass --batch-size {order.n} or less"
+        )
+    if batch_size < world:
+        raise ClipkitError(f"--batch-size {batch_size} is smaller than the number of processes ({world})")
+    pieces = _Pieces(order, batch_size, rank, world, start, stop)
+    if workers == 0 or start >= stop:
+        return (reader(items) for items in pieces)
+    loader: DataLoader[PairBatch] = DataLoader(
+        reader,  # type: ignore[arg-type]  # a map of item lists to batches, read through __getitems__
+        batch_sampler=pieces,
+        collate_fn=_as_is,
+        num_workers=min(workers, stop - start),
+        prefetch_factor=2,
+        worker_init_fn=_quiet_worker,
+        pin_memory=False,
+    )
+    return iter(loader)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _quiet_worker(_: int) -> None:
+    import signal
+
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; it ends its workers
