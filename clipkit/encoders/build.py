@@ -1,0 +1,130 @@
+"""From a config, or from a saved description, to a dual encoder; and what is frozen in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipkit.config import ModelConfig
+from clipkit.encoders.dual import DualEncoder
+from clipkit.encoders.from_open_clip import from_open_clip
+from clipkit.encoders.from_pair import from_pair
+from clipkit.encoders.from_transformers import from_transformers
+from clipkit.errors import ClipkitError
+from clipkit.pairs import PictureSpec
+
+MODEL_FILE = "model.json"
+TOWER_FOLDER = "text"  # tokenizer, config and processor of transformers models
+
+
+def build(config: ModelConfig, *, sigmoid: bool = False, scale_init: float | None = None, seed: int = 0) -> DualEncoder:
+    """The dual encoder that ``config`` describes, with what it locks locked.
+
+    Fresh weights are a function of ``seed``. The temperature starts at ``scale_init``, at the weights' own value if
+    there are pretrained weights, or at 1/0.07 (InfoNCE) and 10 (sigmoid, with a bias of -10: Zhai et al. 2023).
+
+    Raises:
+        ClipkitError: an unknown model, weights that cannot be had, or half a pair of towers.
+    """
+    torch.manual_seed(seed)
+    if bool(config.image_model) != bool(config.text_model):
+        missing = "--text-model" if config.image_model else "--image-model"
+        raise ClipkitError(f"a pair of towers needs both names: {missing} is missing")
+    if config.image_model and config.text_model:
+        model = from_pair(
+            config.image_model,
+            config.text_model,
+            config.embed_dim,
+            image_pretrained=config.image_pretrained,
+            text_pretrained=config.text_pretrained,
+            image_size=config.image_size,
+        )
+        fresh = True
+    elif Path(config.model).is_dir():
+        model = from_transformers(config.model)
+        fresh = False
+    else:
+        model = from_open_clip(config.model, config.pretrained, image_size=config.image_size)
+        fresh = config.pretrained is None
+    set_temperature(model, sigmoid, scale_init, fresh)
+    if config.lock_image:
+        model.image.lock()
+    if config.lock_text:
+        model.text.lock()
+    return model
+
+
+def set_temperature(model: DualEncoder, sigmoid: bool, scale_init: float | None, fresh: bool) -> None:
+    """Start the temperature, and add or drop the bias, as the loss wants them."""
+    if scale_init is None and (fresh or (sigmoid and model.bias is None)):
+        scale_init = 10.0 if sigmoid else 1 / 0.07
+    if scale_init is not None:
+        if not scale_init > 0:
+            raise ClipkitError(f"--scale-init is {scale_init}; it must be above 0")
+        nn.init.constant_(model.log_scale, math.log(scale_init))
+    if not sigmoid:
+        model.bias = None
+    elif model.bias is None:
+        model.bias = nn.Parameter(torch.tensor([-10.0]))
+
+
+def save_description(model: DualEncoder, folder: Path) -> None:
+    """Write what ``rebuild`` needs besides the weights: ``model.json``, tokenizer, configs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.tokenizer.save(folder / TOWER_FOLDER)
+    for part in model.parts:
+        part.save_pretrained(folder / TOWER_FOLDER)
+    described = {
+        **model.description,
+        "picture": model.picture.to_dict(),
+        "bias": model.bias is not None,
+        "locked": {"image": model.image.locked, "text": model.text.locked},
+    }
+    (folder / MODEL_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
+
+
+def rebuild(folder: Path) -> DualEncoder:
+    """The architecture saved in ``folder``, with random weights; needs no network.
+
+    Raises:
+        ClipkitError: no description there, or one of another version.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise ClipkitError(f"{folder}: no {MODEL_FILE}, so this is no clipkit checkpoint")
+    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kind, saved = described["kind"], folder / TOWER_FOLDER
+    if kind == "open_clip":
+        model = from_open_clip(
+            described["name"], config=described["config"], picture=described["picture"], tokenizer_folder=saved
+        )
+    elif kind == "pair":
+        model = from_pair(
+            described["image_model"],
+            str(saved),
+            described["embed_dim"],
+            image_pretrained=False,
+            text_pretrained=False,
+            image_size=described["image_size"],
+            pooling=described["pooling"],
+            image_head=described["image_head"],
+            text_head=described["text_head"],
+            context_length=described["context_length"],
+        )
+    elif kind == "transformers":
+        model = from_transformers(saved, config_only=True)
+    else:
+        raise ClipkitError(f"{path}: unknown kind of model {kind!r}; was it written by a newer clipkit?")
+    if described["picture"] != model.picture.to_dict():
+        model.picture = PictureSpec.from_dict(described["picture"])
+    model.description = {k: v for k, v in described.items() if k not in ("picture", "bias", "locked")}
+    model.bias = nn.Parameter(torch.zeros(1)) if described["bias"] else None
+    for name, locked in described["locked"].items():
+        if locked:
+            getattr(model, name).lock()
+    return model

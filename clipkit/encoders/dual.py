@@ -1,0 +1,182 @@
+"""The dual encoder: an image tower, a text tower, the temperature and the bias."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from clipkit.encoders.tokens import Tokenizer
+from clipkit.pairs import PictureSpec, normalize
+
+
+class Tower(nn.Module):
+    """A trunk, which may be frozen and cached, and a head on top of it.
+
+    A frozen trunk stays in evaluation mode (its dropout and BatchNorm too) and runs without a graph, whatever mode
+    the model is in.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head if head is not None else nn.Identity()
+        self.locked = False
+
+    def lock(self) -> None:
+        """Freeze the trunk."""
+        self.locked = True
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        if self.locked:
+            self.trunk.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of the trunk's weights and of what it is: equal fingerprints give equal encodings."""
+        digest = hashlib.blake2b(repr(self.trunk).encode(), digest_size=16)
+        for name, tensor in sorted(self.trunk.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def encode_trunk(self, x: Tensor) -> Tensor:
+        """Trunk output (B, F): what the cache of a locked tower holds."""
+        with torch.no_grad() if self.locked else nullcontext():
+            return self.trunk(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels or tokens, or a cached trunk output (B, F) in floating point -> (B, D), not normalised."""
+        cached = x.ndim == 2 and x.is_floating_point()
+        return self.head(x if cached else self.encode_trunk(x))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Output of a ``DualEncoder``.
+
+    Attributes:
+        images: (B, D) float, unit norm; None if no images were given.
+        texts: (T, D) float, unit norm; None if no texts were given.
+        log_scale: (1,) logarithm of the inverse temperature.
+        bias: (1,), or None for an encoder without one.
+    """
+
+    images: Tensor | None
+    texts: Tensor | None
+    log_scale: Tensor
+    bias: Tensor | None
+
+
+class DualEncoder(nn.Module):
+    """Two towers into one space of ``embed_dim`` dimensions.
+
+    Args:
+        image, text: the towers.
+        picture: what the image tower wants to see.
+        tokenizer: captions to tokens for the text tower.
+        log_scale: start of the log inverse temperature.
+        bias: start of the sigmoid loss' bias, or None.
+        description: plain data from which ``clipkit.encoders.rebuild`` makes the same architecture again.
+        parts: configs and processors that ``rebuild`` needs besides the tokenizer, saved by their own
+            ``save_pretrained``.
+    """
+
+    def __init__(
+        self,
+        image: Tower,
+        text: Tower,
+        picture: PictureSpec,
+        tokenizer: Tokenizer,
+        log_scale: float,
+        bias: float | None,
+        description: dict[str, Any],
+        parts: tuple[Any, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]))
+        self.bias = nn.Parameter(torch.tensor([float(bias)])) if bias is not None else None
+        self.picture = picture
+        self.tokenizer = tokenizer
+        self.description = description
+        self.parts = parts
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimensions of the shared space."""
+        return int(self.description["embed_dim"])
+
+    @property
+    def templates(self) -> str | None:
+        """Name of the prompts (in ``clipkit.evaluation.TEMPLATES``) that suit the text tower, if it prefers any."""
+        return self.description.get("templates")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.log_scale.device
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit-norm embeddings (B, D).
+
+        Args:
+            images: uint8 (B, 3, H, W) pictures, float (B, 3, H, W) preprocessed pixels, or float (B, F) cached
+                trunk outputs.
+        """
+        if images.dtype == torch.uint8:
+            images = normalize(images, self.picture)
+        if images.ndim == 4:
+            images = images.to(self.log_scale.dtype)
+        return _unit(self.image(images))
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        """Unit-norm embeddings (B, D) of int64 (B, L) tokens or of float (B, F) cached trunk outputs."""
+        return _unit(self.text(texts))
+
+    def forward(
+        self,
+        images: Tensor | None = None,
+        texts: Tensor | None = None,
+        micro_batch_size: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> Embeddings:
+        """Both towers; see ``encode_image`` and ``encode_text`` for the inputs.
+
+        Args:
+            micro_batch_size: rows encoded at a time. The graph keeps only the inputs of each piece and encodes it
+                again in the backward pass, so the gradient is that of the whole batch while the memory is that of
+                a piece. None encodes all rows at once.
+            autocast: compute dtype of the towers, entered inside each piece: one autocast around all of them would
+                add the pieces' gradients up in that dtype.
+        """
+        encode = [(self.encode_image, images), (self.encode_text, texts)]
+        outputs = [None if x is None else _in_pieces(f, x, micro_batch_size, autocast) for f, x in encode]
+        return Embeddings(outputs[0], outputs[1], self.log_scale, self.bias)
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features if features.dtype == torch.float64 else features.float()
+    return F.normalize(features, dim=-1)
+
+
+def _in_pieces(encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None) -> Tensor:
+    def run(piece: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=autocast) if autocast else nullcontext():
+            return encode(piece)
+
+    if size is None or len(x) <= size or not torch.is_grad_enabled():
+        pieces = x.split(size) if size else [x]
+        return torch.cat([run(piece) for piece in pieces]) if len(pieces) > 1 else run(pieces[0])
+    return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in x.split(size)])

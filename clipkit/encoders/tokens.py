@@ -1,0 +1,86 @@
+"""Captions to tokens, cut to the batch's longest caption where that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipkit.errors import ClipkitError
+
+
+class Tokenizer:
+    """Captions to int64 (n, L) tokens.
+
+    L is the model's context length, or the longest caption's when ``cut`` is set: a causal tower that pools at the
+    end token, or one that masks its padding, gives the same output and does a fifth of the work. Who may cut is
+    found out by ``prove_cut`` (see ``text_length``), not assumed.
+
+    Args:
+        inner: an open_clip tokenizer, or a transformers tokenizer.
+        context_length: tokens of a full row.
+        pad_id: token that fills a row; open_clip's own tokenizer fills with 0.
+        kind: ``open_clip`` or ``transformers``.
+    """
+
+    def __init__(self, inner: Any, context_length: int, pad_id: int, kind: str) -> None:
+        self.inner = inner
+        self.context_length = context_length
+        self.pad_id = pad_id
+        self.kind = kind
+        self.cut = False
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Tokens of ``captions``; longer ones are truncated to the context."""
+        if not captions:
+            return torch.zeros(0, self.context_length, dtype=torch.int64)
+        tokens, length = self._open_clip(captions) if self.kind == "open_clip" else self._transformers(captions)
+        return tokens[:, :length] if self.cut else tokens
+
+    def _open_clip(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+        tokens = self.inner(list(captions), context_length=self.context_length)
+        used = (tokens != self.pad_id).any(dim=0).nonzero()
+        return tokens, int(used[-1]) + 1 if len(used) else 1
+
+    def _transformers(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+        encoded = self.inner(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return encoded["input_ids"], int(encoded["attention_mask"].sum(dim=1).max())
+
+    def save(self, folder: Path) -> None:
+        """Keep what is needed to make this tokenizer again without a network."""
+        inner = self.inner if self.kind == "transformers" else getattr(self.inner, "tokenizer", None)
+        if inner is not None and hasattr(inner, "save_pretrained"):
+            inner.save_pretrained(folder)
+
+
+def transformers_tokenizer(source: str | Path, context_length: int | None = None) -> Tokenizer:
+    """The tokenizer at ``source`` (a transformers name or a directory).
+
+    Raises:
+        ClipkitError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        inner = AutoTokenizer.from_pretrained(str(source))
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and more
+        raise ClipkitError(f"{source}: no tokenizer could be loaded ({_first_line(error)})") from None
+    longest = inner.model_max_length
+    length = context_length or (longest if longest < 100_000 else 512)
+    if inner.pad_token_id is None:
+        inner.pad_token = inner.eos_token
+    return Tokenizer(inner, length, int(inner.pad_token_id or 0), "transformers")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
