@@ -1,0 +1,34 @@
+"""Measuring what a model learned: retrieval and zero-shot classification, each with intervals and chance.
+
+Everything here takes embeddings (arrays or tensors whose rows have unit norm) and returns frozen reports
+that know their protocol; nothing here runs an encoder except `classifier_weights`, through the function it
+is given.
+"""
+
+from __future__ import annotations
+
+from clipkit.evaluation.examples import PictureMatch, best_and_worst, best_pairs
+from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares
+from clipkit.evaluation.ranks import Ranks, retrieval_ranks
+from clipkit.evaluation.retrieval import RetrievalReport, retrieval
+from clipkit.evaluation.templates import TEMPLATES, class_prompts, classifier_weights, fill
+from clipkit.evaluation.zero_shot import ZeroShotReport, zero_shot
+
+__all__ = [
+    "TEMPLATES",
+    "Interval",
+    "PictureMatch",
+    "Ranks",
+    "RetrievalReport",
+    "ZeroShotReport",
+    "best_and_worst",
+    "best_pairs",
+    "bootstrap_class_means",
+    "bootstrap_shares",
+    "class_prompts",
+    "classifier_weights",
+    "fill",
+    "retrieval",
+    "retrieval_ranks",
+    "zero_shot",
+]

@@ -1,0 +1,107 @@
+"""A held-out split through both towers, shared out over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipkit.encoders import DualEncoder
+from clipkit.errors import ClipkitError
+from clipkit.objectives.exchange import gather_rows, rank, row_counts, world_size
+from clipkit.pairs import Bad, PairReader
+from clipkit.pairs.order import piece
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Embeddings of a split, the same on every process.
+
+    Attributes:
+        images: (N, D) float32, unit norm, on the CPU, in stored order.
+        texts: (M, D) float32, unit norm; all captions of all pictures.
+        image_of_text: (M,) int64, row of ``images`` that each caption belongs to.
+        samples: (N,) int64, the pictures' samples in the shards.
+        bad: this process's samples that were left out.
+    """
+
+    images: Tensor
+    texts: Tensor
+    image_of_text: Tensor
+    samples: Tensor
+    bad: tuple[Bad, ...]
+
+
+@torch.no_grad()
+def encode_pairs(
+    model: DualEncoder, reader: PairReader, batch_size: int = 128, autocast: torch.dtype | None = None
+) -> EncodedPairs:
+    """Every sample of ``reader.shards`` with all its captions; bad samples are left out and listed.
+
+    Raises:
+        ClipkitError: no sample could be read.
+    """
+    was_training = model.training
+    model.eval()
+    mine = range(len(reader.shards))[piece(len(reader.shards), rank(), world_size())]
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    image_ids: list[Tensor] = []
+    text_ids: list[Tensor] = []
+    bad: list[Bad] = []
+    for start in range(0, len(mine), batch_size):
+        batch = reader([(0, i) for i in mine[start : start + batch_size]])
+        bad += batch.bad
+        if not len(batch.image_ids):
+            continue
+        batch = batch.to(model.device)
+        with torch.autocast(model.device.type, dtype=autocast) if autocast else nullcontext():
+            images.append(model.encode_image(batch.images).float())
+            texts += [model.encode_text(part).float() for part in batch.texts.split(batch_size)]
+        image_ids.append(batch.image_ids)
+        text_ids.append(batch.text_ids)
+    model.train(was_training)
+    width = model.embed_dim
+    rows, columns = _joined(images, width, model.device), _joined(texts, width, model.device)
+    samples = torch.cat(image_ids) if image_ids else torch.zeros(0, dtype=torch.int64, device=model.device)
+    owners = torch.cat(text_ids) if text_ids else torch.zeros(0, dtype=torch.int64, device=model.device)
+    if world_size() > 1:
+        image_counts, text_counts = (
+            row_counts(len(rows), model.device),
+            row_counts(len(columns), model.device),
+        )
+        rows, samples = gather_rows(rows, image_counts), gather_rows(samples, image_counts)
+        columns, owners = gather_rows(columns, text_counts), gather_rows(owners, text_counts)
+    if not len(rows):
+        why = f" (first: {bad[0].reason})" if bad else ""
+        raise ClipkitError(f"{reader.shards.name}: no sample could be read{why}")
+    samples, owners = samples.cpu(), owners.cpu()
+    return EncodedPairs(rows.cpu(), columns.cpu(), torch.searchsorted(samples, owners), samples, tuple(bad))
+
+
+def _joined(parts: list[Tensor], width: int, device: torch.device) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0, width, device=device)
+
+
+@torch.no_grad()
+def encode_captions(
+    model: DualEncoder, captions: Sequence[str], batch_size: int = 256, autocast: torch.dtype | None = None
+) -> Tensor:
+    """Captions of any number to unit-norm float32 (n, D) on the CPU.
+
+    Captions of like length are encoded together, so that a short one is not padded to the longest of all.
+    """
+    was_training = model.training
+    model.eval()
+    by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    rows = torch.zeros(len(captions), model.embed_dim)
+    for start in range(0, len(captions), batch_size):
+        chosen = by_length[start : start + batch_size]
+        tokens = model.tokenizer([captions[i] for i in chosen]).to(model.device)
+        with torch.autocast(model.device.type, dtype=autocast) if autocast else nullcontext():
+            rows[chosen] = model.encode_text(tokens).float().cpu()
+    model.train(was_training)
+    return rows
