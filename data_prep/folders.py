@@ -1,0 +1,117 @@
+"""Folders of pictures: with captions in ``.txt`` files beside them, or with a folder per class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clipkit.errors import ClipkitError
+from data_prep.records import IMAGE_SUFFIXES, Record, Skipped, Source
+
+TEMPLATE = "a photo of a {}."
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
+    """Records of a folder, by what is in it.
+
+    - pictures with a ``.txt`` of the same name beside them, at any depth: each line that is not empty is a
+      caption;
+    - otherwise a folder of pictures per class: its name, underscores as spaces, is the ``label``, the caption
+      is made from ``template``, which has a ``{}`` for the label.
+
+    Where the folders at the top are called ``train``, ``val`` (``valid``, ``validation``) and ``test``, they
+    are the splits.
+
+    Raises:
+        ClipkitError: no such folder, no pictures in it, neither captions nor classes, or a template without
+            ``{}``.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ClipkitError(f"{root}: no such folder")
+    if "{}" not in template:
+        raise ClipkitError(f"template {template!r} has no {{}} where the label goes; an example is {TEMPLATE!r}")
+    pictures = _pictures(root)
+    if not pictures:
+        if any(root.rglob("*.tar")):
+            raise ClipkitError(f"{root}: these are shards already; use them as they are")
+        raise ClipkitError(f"{root}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+    splits = _splits(root, pictures)
+    if any(picture.with_suffix(".txt").is_file() for picture in pictures):
+        return _captioned(root, pictures, splits)
+    depth = 2 if splits else 1
+    if all(len(picture.relative_to(root).parts) <= depth for picture in pictures):
+        raise ClipkitError(
+            f"{root}: the pictures have no captions; put NAME.txt beside each NAME.jpg, or make one folder per class"
+        )
+    return _classes(root, pictures, splits, template)
+
+
+def _pictures(root: Path) -> list[Path]:
+    """All pictures below ``root``, sorted by their path; hidden files and folders are left alone."""
+    found: list[Path] = []
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:  # a link back up would go round for ever
+            folders[:] = []
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found, key=lambda picture: picture.relative_to(root).as_posix())
+
+
+def _splits(root: Path, pictures: list[Path]) -> dict[str, str]:
+    """Top folder to split, when every picture is in a folder that is named like a split; otherwise empty."""
+    tops = {picture.relative_to(root).parts[0] for picture in pictures}
+    splits = {top: _SPLIT_NAMES.get(top.lower(), "") for top in tops}
+    return splits if all(splits.values()) else {}
+
+
+def _captioned(root: Path, pictures: list[Path], splits: dict[str, str]) -> Source:
+    records: list[Record] = []
+    skipped: list[Skipped] = []
+    for picture in pictures:
+        text = picture.with_suffix(".txt")
+        if not text.is_file():
+            skipped.append(Skipped(str(picture), f"no caption: there is no {text.name} beside it"))
+            continue
+        lines = text.read_bytes().decode("utf-8-sig", "replace").splitlines()
+        captions = dict.fromkeys(caption for line in lines if (caption := " ".join(line.split())))
+        if not captions:
+            skipped.append(Skipped(str(picture), f"empty caption: nothing is written in {text.name}"))
+            continue
+        file = picture.relative_to(root)
+        key = f"{len(records):08d}"
+        records.append(Record(key, picture, tuple(captions), {"file": file.as_posix()}, splits.get(file.parts[0])))
+    if not records:
+        raise ClipkitError(f"{root}: none of its {len(pictures):,} pictures has a caption ({skipped[0].reason})")
+    return Source(str(root), records, skipped)
+
+
+def _classes(root: Path, pictures: list[Path], splits: dict[str, str], template: str) -> Source:
+    records: list[Record] = []
+    skipped: list[Skipped] = []
+    for picture in pictures:
+        file = picture.relative_to(root)
+        inside = file.parts[1:] if splits else file.parts
+        if len(inside) < 2:
+            skipped.append(Skipped(str(picture), "not in the folder of a class"))
+            continue
+        label = " ".join(inside[0].replace("_", " ").split())
+        meta = {"label": label, "file": file.as_posix()}
+        key = f"{len(records):08d}"
+        records.append(Record(key, picture, (template.replace("{}", label),), meta, splits.get(file.parts[0])))
+    return Source(str(root), records, skipped)

@@ -1,0 +1,148 @@
+"""The rows of a table file as dictionaries, whatever its format."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import ClipkitError
+from data_prep.records import Skipped
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SEPARATORS = (",", "\t", ";")
+Row = dict[str, Any]
+
+
+def table_rows(
+    path: Path, separator: str | None, encoding: str | None, image_columns: tuple[str, ...]
+) -> tuple[list[str], Iterator[Row | Skipped]]:
+    """Column names of the table at ``path`` and its rows; a row that cannot be read comes as ``Skipped``.
+
+    Args:
+        path: the table; its suffix says which format it has.
+        separator: of a CSV, or None to find it out.
+        encoding: of a text format, or None for UTF-8, or UTF-16 with a byte order mark.
+        image_columns: names that one of the columns probably has, which tells separators apart.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return _json_rows(path, encoding)
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(path, separator or ("\t" if suffix == ".tsv" else None), encoding, image_columns)
+    raise ClipkitError(
+        f"{path}: not a table that can be read; expected a name that ends in {', '.join(TABLE_SUFFIXES)}"
+    )
+
+
+def _csv_rows(
+    path: Path, separator: str | None, encoding: str | None, image_columns: tuple[str, ...]
+) -> tuple[list[str], Iterator[Row | Skipped]]:
+    text = _text(path, encoding)
+    if separator is None:
+        separator = _sniff(text, image_columns)
+    elif len(separator) != 1:
+        raise ClipkitError(f"separator {separator!r}: expected a single character such as ',' or ';'")
+    header = _header(text, separator)
+    return header if any(header) else [], _csv_body(path.name, text, separator, header)
+
+
+def _csv_body(name: str, text: str, separator: str, header: list[str]) -> Iterator[Row | Skipped]:
+    csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of the rest of the file
+    # newline="" leaves line ends alone, as csv asks for: a quoted caption may contain one.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    next(reader, None)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Skipped(f"{name} line {reader.line_num}", f"not a line of CSV ({error})", row=True)
+            continue
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) > len(header):
+            reason = f"{len(fields)} fields, the header has {len(header)}; a caption with {separator!r} needs quotes"
+            yield Skipped(f"{name} line {reader.line_num}", reason, row=True)
+            continue
+        yield dict(zip(header, fields, strict=False))
+
+
+def _header(text: str, separator: str) -> list[str]:
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        return [name.strip() for name in next(reader, [])]
+    except csv.Error:
+        return []
+
+
+def _sniff(text: str, image_columns: tuple[str, ...]) -> str:
+    """The separator whose reading of the first line gives a column for the pictures, or else the most
+    columns."""
+
+    def quality(separator: str) -> tuple[bool, int]:
+        header = [name.lower() for name in _header(text, separator)]
+        return len(header) > 1 and any(name.lower() in header for name in image_columns), len(header)
+
+    return max(SEPARATORS, key=quality)  # the first of equals, so a comma when nothing tells
+
+
+def _json_rows(path: Path, encoding: str | None) -> tuple[list[str], Iterator[Row | Skipped]]:
+    rows: list[Row | Skipped] = []
+    columns: dict[str, None] = {}
+    # Not splitlines(): JSON strings may hold U+2028 and the like, which it takes for line ends.
+    for number, line in enumerate(_text(path, encoding).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            rows.append(Skipped(f"{path.name} line {number}", f"not valid JSON ({error})", row=True))
+            continue
+        if not isinstance(row, dict):
+            rows.append(Skipped(f"{path.name} line {number}", f"a {type(row).__name__}, expected an object", row=True))
+            continue
+        columns.update(dict.fromkeys(row))
+        rows.append(row)
+    if not columns and rows and isinstance(rows[0], Skipped):
+        raise ClipkitError(f"{path}: no line of it is a JSON object ({rows[0].file}: {rows[0].reason})")
+    return list(columns), iter(rows)
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], Iterator[Row | Skipped]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ClipkitError(f"{path}: not a parquet file ({' '.join(str(error).split())})") from None
+
+    def rows() -> Iterator[Row | Skipped]:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+    return list(file.schema_arrow.names), rows()
+
+
+def _text(path: Path, encoding: str | None) -> str:
+    data = path.read_bytes()
+    if encoding is None:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if utf16 else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except LookupError:
+        raise ClipkitError(f"{encoding}: no such text encoding; try utf-8 or latin-1") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ClipkitError(
+            f"{path}: line {line} is not {encoding.removesuffix('-sig')}; save it as UTF-8, or pass --encoding latin-1"
+        ) from None

@@ -1,0 +1,56 @@
+"""Small pictures and tables for the tests of data_prep."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (24, 16), format: str = "JPEG", mode: str = "RGB") -> bytes:
+    """An encoded picture of noise; equal seeds give equal bytes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format)
+    return buffer.getvalue()
+
+
+def pictures(folder: Path, n: int, suffix: str = ".jpg") -> list[Path]:
+    """``n`` different JPEGs ``0.jpg``, ``1.jpg``, ... in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i}{suffix}" for i in range(n)]
+    for i, path in enumerate(paths):
+        path.write_bytes(picture(i))
+    return paths
+
+
+def samples(out: Path, split: str = "train") -> dict[str, dict[str, Any]]:
+    """Samples of one split: key to ``json``, ``image`` (bytes) and ``ext``."""
+    found: dict[str, dict[str, Any]] = {}
+    for shard in sorted((out / split).glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                data = file.read()
+                if extension == "json":
+                    found[key]["json"] = json.loads(data)
+                else:
+                    found[key] = {"image": data, "ext": extension}
+    return found
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file below ``out`` with its bytes."""
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def captions(out: Path, split: str = "train") -> list[list[str]]:
+    """Captions of the samples of a split, in order."""
+    return [sample["json"]["captions"] for sample in samples(out, split).values()]

@@ -1,0 +1,73 @@
+"""Folders with captions beside the pictures, and folders of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from data_prep_helpers import pictures
+
+from clipkit.errors import ClipkitError
+from data_prep.folders import read_folder
+
+
+def test_captions_beside_the_pictures(tmp_path: Path) -> None:
+    first, second, third = pictures(tmp_path / "deep" / "er", 3)
+    first.with_suffix(".txt").write_text("a dog\n\n a  second caption \n", encoding="utf-8-sig")
+    second.with_suffix(".txt").write_text(" \n")
+    source = read_folder(tmp_path)
+    assert [r.captions for r in source.records] == [("a dog", "a second caption")]
+    assert source.records[0].meta == {"file": "deep/er/0.jpg"}
+    assert [s.file for s in source.skipped] == [str(second), str(third)]
+
+
+def test_class_folders_and_template(tmp_path: Path) -> None:
+    pictures(tmp_path / "fire_truck", 2)
+    pictures(tmp_path / "cat", 1)
+    pictures(tmp_path / ".hidden", 1)
+    (tmp_path / "0.jpg").write_bytes(b"loose")
+    source = read_folder(tmp_path)
+    assert [(r.captions, r.meta["label"]) for r in source.records] == [
+        (("a photo of a cat.",), "cat"),
+        (("a photo of a fire truck.",), "fire truck"),
+        (("a photo of a fire truck.",), "fire truck"),
+    ]
+    assert [s.reason for s in source.skipped] == ["not in the folder of a class"]
+    assert read_folder(tmp_path, template="{}, drawn").records[0].captions == ("cat, drawn",)
+
+
+def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        pictures(tmp_path / split / "cat", 1)
+    assert {r.split: r.meta["label"] for r in read_folder(tmp_path).records} == {
+        "train": "cat",
+        "val": "cat",
+        "test": "cat",
+    }
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ClipkitError, match="no such folder"):
+        read_folder(tmp_path / "x")
+    with pytest.raises(ClipkitError, match="no pictures in this folder"):
+        read_folder(tmp_path)
+    pictures(tmp_path, 1)
+    with pytest.raises(ClipkitError, match=r"no captions; put NAME.txt beside"):
+        read_folder(tmp_path)
+    (tmp_path / "0.txt").write_text("")
+    with pytest.raises(ClipkitError, match="none of its 1 pictures has a caption"):
+        read_folder(tmp_path)
+    with pytest.raises(ClipkitError, match=r"has no \{\} where the label goes"):
+        read_folder(tmp_path, template="a photo")
+
+
+def test_shards_are_recognised(tmp_path: Path) -> None:
+    (tmp_path / "000.tar").write_bytes(b"")
+    with pytest.raises(ClipkitError, match="shards already"):
+        read_folder(tmp_path)
+
+
+def test_a_link_back_up_does_not_go_round(tmp_path: Path) -> None:
+    pictures(tmp_path / "cat", 2)
+    (tmp_path / "cat" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert len(read_folder(tmp_path).records) == 2

@@ -1,0 +1,122 @@
+"""``prepare``, ``cached_shards`` and the command, from what a user has to what training reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from data_prep_helpers import captions, pictures, samples, tree
+
+from clipkit.errors import ClipkitError
+from data_prep import cached_shards, is_whole, prepare
+from data_prep.__main__ import main
+
+
+def table(folder: Path, n: int = 6) -> Path:
+    pictures(folder, n)
+    path = folder / "captions.csv"
+    path.write_text("filepath,caption\n" + "".join(f"{i}.jpg,caption {i}\n" for i in range(n)))
+    return path
+
+
+def test_prepare_picks_the_source(tmp_path: Path) -> None:
+    assert prepare(table(tmp_path / "t"), tmp_path / "a").samples == 6
+    assert samples(tmp_path / "a")["00000003"]["json"] == {"captions": ["caption 3"], "file": "3.jpg"}
+    pictures(tmp_path / "c" / "cat", 2)
+    prepare(tmp_path / "c", tmp_path / "b", template="one {}")
+    assert captions(tmp_path / "b") == [["one cat"]] * 2
+    with pytest.raises(ClipkitError, match=r"did you mean 'openmoji'"):
+        prepare("openmojis", tmp_path / "d")
+    with pytest.raises(ClipkitError, match=r"nowhere.*no such file"):
+        prepare(tmp_path / "nowhere", tmp_path / "d")
+    with pytest.raises(ClipkitError, match=r"x.tar: a shard already"):
+        prepare(tmp_path / "x.tar", tmp_path / "d")
+
+
+def test_skipped_rows_reach_the_list(tmp_path: Path) -> None:
+    path = table(tmp_path / "t")
+    with open(path, "a") as file:
+        file.write("gone.jpg,x\n0.jpg,\n")
+    (tmp_path / "t" / "5.jpg").write_bytes(b"bad")
+    summary = prepare(path, tmp_path / "out")
+    assert (summary.samples, summary.skipped) == (5, 3)
+    assert [Path(s.file).name for s in summary.first_skipped] == ["gone.jpg", "0.jpg", "5.jpg"]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "t", 40)
+    assert main([str(path), str(tmp_path / "out"), "--split-val", "0.2", "--split-test", "0.2"]) == 0
+    printed = capsys.readouterr().out
+    assert "40 pictures" in printed and "val:" in printed and "test:" in printed
+    assert main([str(path), str(tmp_path / "b"), "--caption-column", "title"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("clipkit: ") and "no column 'title'" in message and message.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_cache_is_used_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "t")
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CLIPKIT_CACHE", str(cache))
+    first = cached_shards(path)
+    assert first.parent == cache / "shards" and is_whole(first)
+    stamp = (first / "dataset.json").stat().st_mtime_ns
+    assert cached_shards(str(path)) == first and (first / "dataset.json").stat().st_mtime_ns == stamp
+    assert cached_shards(path, tmp_path / "elsewhere").parent == tmp_path / "elsewhere" / "shards"
+    made = {first}
+    made.add(cached_shards(path, samples_per_shard=2))
+    made.add(cached_shards(path, split_val=0.5))
+    picture = tmp_path / "t" / "0.jpg"
+    stat = picture.stat()
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    made.add(cached_shards(path))
+    with open(path, "a") as file:
+        file.write("0.jpg,another\n")
+    last = cached_shards(path)
+    assert len(made | {last}) == 5
+    assert captions(last)[0] == ["caption 0", "another"]
+    assert sorted(p.name for p in (cache / "shards").iterdir() if p.is_dir()) == sorted(
+        p.name for p in made | {last}
+    )  # no work folder is left
+
+
+def test_cache_of_a_bad_source_is_not_kept(tmp_path: Path) -> None:
+    path = table(tmp_path / "t", 1)
+    (tmp_path / "t" / "0.jpg").write_bytes(b"bad")
+    with pytest.raises(ClipkitError, match="not one good picture"):
+        cached_shards(path, tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache" / "shards").iterdir() if p.is_dir()]
+
+
+ASK = "import sys; from data_prep import cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
+
+
+def test_several_processes_may_ask_at_once(tmp_path: Path) -> None:
+    path = table(tmp_path / "t", 200)
+    command = [sys.executable, "-c", ASK, str(path), str(tmp_path / "cache")]
+    asking = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = [process.communicate(timeout=60)[0].strip() for process in asking]
+    assert [process.returncode for process in asking] == [0] * 4 and len(set(answers)) == 1
+    place = Path(answers[0])
+    assert [p for p in place.parent.iterdir() if p.is_dir()] == [place]
+    assert len(samples(place)) == 200
+    fresh = prepare(path, tmp_path / "fresh")
+    assert fresh.samples == 200 and tree(place) == tree(tmp_path / "fresh")
+
+
+def test_a_killed_conversion_does_not_spoil_the_cache(tmp_path: Path) -> None:
+    path = table(tmp_path / "t", 400)
+    cache = tmp_path / "cache"
+    process = subprocess.Popen([sys.executable, "-c", ASK, str(path), str(cache)], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 30
+    while not list(cache.rglob("*.tar*")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    place = cached_shards(path, cache)
+    assert is_whole(place) and len(samples(place)) == 400
+    assert [p for p in place.parent.iterdir() if p.is_dir()] == [place]

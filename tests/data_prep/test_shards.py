@@ -1,0 +1,234 @@
+"""What is written is deterministic, readable by others, checked, and whole or absent."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_prep_helpers import captions, picture, pictures, samples, tree
+from PIL import Image
+
+from clipkit.errors import ClipkitError
+from clipkit.pairs.shards import open_shards
+from data_prep.records import Record
+from data_prep.shards import SplitRule, is_whole, write_shards
+
+
+def records(n: int) -> list[Record]:
+    return [Record(f"{i:06d}", picture(i), (f"caption {i}", f"other {i}"), {"label": i % 3}) for i in range(n)]
+
+
+def test_shards_are_equal_byte_for_byte(tmp_path: Path) -> None:
+    write_shards(records(25), tmp_path / "a", samples_per_shard=10, workers=1)
+    time.sleep(1.1)  # a tar that held the time would differ now
+    summary = write_shards(records(25), tmp_path / "b", samples_per_shard=10, workers=4)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert sorted(tree(tmp_path / "b")) == ["dataset.json", *(f"train/00000{i}.tar" for i in range(3))]
+    assert (summary.samples, summary.splits["train"].shards, summary.splits["train"].captions) == (25, 3, 50)
+    with tarfile.open(tmp_path / "a" / "train" / "000000.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members[:3]] == ["000000.jpg", "000000.json", "000001.jpg"]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+
+
+def test_dataset_json(tmp_path: Path) -> None:
+    summary = write_shards(records(5), tmp_path / "a", source="here", license="mine", details={"extra": 1})
+    written = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    assert written == {
+        "format": 1,
+        "splits": {"train": {"samples": 5, "shards": 1, "captions": 10}},
+        "source": "here",
+        "fingerprint": summary.fingerprint,
+        "labels": [0, 1, 2],
+        "license": "mine",
+        "skipped": 0,
+        "extra": 1,
+    }
+    assert json.loads(json.dumps(summary.to_dict()))["splits"]["train"]["samples"] == 5
+
+
+def test_clipkit_and_webdataset_read_them(tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset")
+    write_shards(records(12), tmp_path / "a", samples_per_shard=5)
+    ours = open_shards(tmp_path / "a" / "train")
+    theirs = list(wds.WebDataset(str(tmp_path / "a" / "train" / "{000000..000002}.tar"), shardshuffle=False))
+    assert len(ours) == len(theirs) == 12 and not ours.problems
+    for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine.key == other["__key__"] == f"{i:06d}"
+        assert mine.image == other["jpg"] == picture(i)
+        assert mine.captions == tuple(json.loads(other["json"])["captions"]) == (f"caption {i}", f"other {i}")
+
+
+@pytest.mark.parametrize(("format", "ext"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_these_stay_as_they_are(tmp_path: Path, format: str, ext: str) -> None:
+    data = picture(1, format=format)
+    write_shards([Record("k", data, ("c",))], tmp_path / "a")
+    assert samples(tmp_path / "a")["k"] == {"image": data, "ext": ext, "json": {"captions": ["c"]}}
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"), [("BMP", "RGB"), ("GIF", "P"), ("TIFF", "CMYK"), ("TIFF", "RGB"), ("TIFF", "L")]
+)
+def test_others_become_png(tmp_path: Path, format: str, mode: str) -> None:
+    data = picture(1, format=format, mode=mode)
+    write_shards([Record("k", data, ("c",))], tmp_path / "a", verify=False)
+    sample = samples(tmp_path / "a")["k"]
+    assert sample["ext"] == "png"
+    got = np.asarray(Image.open(io.BytesIO(sample["image"])).convert("RGB"))
+    assert np.array_equal(got, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG whose header says that it is that large."""
+    small = picture(format="PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_pictures_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    good = pictures(folder, 6)
+    whole = picture(9, size=(200, 200))
+    bad = {
+        "empty.jpg": b"",
+        "text.jpg": b"<html>404</html>",
+        "cut.jpg": whole[: len(whole) // 2],
+        "cut.png": picture(9, size=(200, 200), format="PNG")[:-2000],
+    }
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    (folder / "bomb.png").write_bytes(claims(30_000, 30_000))
+    (folder / "big.png").write_bytes(claims(10_000, 9_500))  # above Pillow's warning, below its error
+    files = [*good, *(folder / name for name in bad), folder / "bomb.png", folder / "big.png", folder / "gone.jpg"]
+    summary = write_shards([Record(p.name, p, ("c",)) for p in files], tmp_path / "out", max_bad_fraction=0.6)
+    assert summary.samples == 6 and summary.skipped == 7 and len(summary.first_skipped) == 5
+    assert summary.skipped_file is not None
+    listed = [json.loads(line) for line in summary.skipped_file.read_text().splitlines()]
+    assert [Path(entry["file"]).name for entry in listed] == [*bad, "bomb.png", "big.png", "gone.jpg"]
+    reasons = " | ".join(entry["reason"] for entry in listed)
+    for word in ("empty", "not a picture", "truncated", "bomb", "No such file"):
+        assert word in reasons
+    assert "skipped: 7" in str(summary) and str(summary.skipped_file) in str(summary)
+
+
+def test_too_many_bad_pictures_write_nothing(tmp_path: Path) -> None:
+    mixed = [Record(str(i), b"bad" if i else picture(), ("c",)) for i in range(4)]
+    with pytest.raises(ClipkitError, match=r"here: 3 of 4 pictures cannot be used .*--max-bad-fraction 1"):
+        write_shards(mixed, tmp_path / "out", source="here")
+    assert not (tmp_path / "out").exists()
+    assert write_shards(mixed, tmp_path / "out", max_bad_fraction=1).samples == 1
+    with pytest.raises(ClipkitError, match="not one good picture"):
+        write_shards(mixed[1:], tmp_path / "other", max_bad_fraction=1)
+
+
+def test_keys_are_safe_and_unique(tmp_path: Path) -> None:
+    keys = ["a/b.c", "a_b_c", "A_b_c", "..", "größe", "", "x" * 300]
+    write_shards([Record(k, picture(i), ("c",)) for i, k in enumerate(keys)], tmp_path / "out")
+    assert list(samples(tmp_path / "out")) == ["a_b_c", "a_b_c-2", "A_b_c-3", "sample", "gr_e", "sample-2", "x" * 100]
+
+
+def test_meta_cannot_replace_the_captions(tmp_path: Path) -> None:
+    write_shards(
+        [Record("k", picture(), ("mine",), {"captions": ["other"], "names": {"de": ["Größe"]}})], tmp_path / "out"
+    )
+    assert samples(tmp_path / "out")["k"]["json"] == {"captions": ["mine"], "names": {"de": ["Größe"]}}
+
+
+def test_a_function_as_a_picture(tmp_path: Path) -> None:
+    write_shards([Record("k", lambda: picture(3), ("c",))], tmp_path / "out")
+    assert samples(tmp_path / "out")["k"]["image"] == picture(3)
+
+
+def test_split_rule_keeps_equal_pictures_together(tmp_path: Path) -> None:
+    many = [Record(str(i), picture(i % 100, size=(4, 4)), (f"c{i}",)) for i in range(300)]
+    summary = write_shards(many, tmp_path / "a", split=SplitRule(0.2, 0.3, seed=1))
+    where: dict[bytes, set[str]] = {}
+    for split in summary.splits:
+        for sample in samples(tmp_path / "a", split).values():
+            where.setdefault(sample["image"], set()).add(split)
+    assert len(where) == 100 and all(len(splits) == 1 for splits in where.values())
+    counts = {split: sum(split in s for s in where.values()) for split in ("train", "val", "test")}
+    assert 35 <= counts["train"] <= 65 and 10 <= counts["val"] <= 32 and 18 <= counts["test"] <= 42
+    other = write_shards(many, tmp_path / "b", split=SplitRule(0.2, 0.3, seed=2))
+    assert captions(tmp_path / "a", "test") != captions(tmp_path / "b", "test") and other.samples == 300
+    with pytest.raises(ClipkitError, match="--split-val"):
+        SplitRule(0.6, 0.4)
+
+
+def test_own_split_goes_before_the_rule(tmp_path: Path) -> None:
+    mine = [Record(str(i), picture(i), ("c",), split="val") for i in range(5)]
+    assert list(write_shards(mine, tmp_path / "a", split=SplitRule(0, 0.9)).splits) == ["val"]
+
+
+def test_a_used_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "000000.tar").write_bytes(b"precious")
+    with pytest.raises(ClipkitError, match="is not empty"):
+        write_shards(records(1), tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "train" / "000000.tar").read_bytes() == b"precious"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ClipkitError, match="a file of that name"):
+        write_shards(records(1), tmp_path / "file")
+    write_shards(records(3), tmp_path / "out", split=SplitRule(0.5, 0))
+    with pytest.raises(ClipkitError, match=r"holds a data set already.*--overwrite"):
+        write_shards(records(1), tmp_path / "out")
+    assert write_shards(records(1), tmp_path / "out", overwrite=True).samples == 1
+    assert sorted(tree(tmp_path / "out")) == ["dataset.json", "train/000000.tar"]
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = {path!r}
+from data_prep_helpers import picture
+from data_prep.records import Record
+from data_prep.shards import write_shards
+
+def slowly():
+    for i in range(400):
+        time.sleep(0.002)
+        yield Record(f"{{i:06d}}", picture(i, size=(64, 64)), ("c",))
+
+print("go", flush=True)
+write_shards(slowly(), {out!r}, samples_per_shard=20, workers=1)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.25, 0.5])
+def test_a_killed_conversion_never_looks_whole_and_can_be_repeated(tmp_path: Path, delay: float) -> None:
+    out = tmp_path / "out"
+    code = KILLED.format(path=[os.getcwd(), str(Path(__file__).parent)], out=str(out))
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"go\n"
+    time.sleep(delay)
+    writer.send_signal(signal.SIGKILL)
+    assert writer.wait() == -signal.SIGKILL
+    writer.stdout.close()
+    assert not is_whole(out) and not (out / "train").exists()
+    for shard in (out / ".partial").rglob("*.tar"):
+        assert len(open_shards(shard)) == 20  # what has its name is whole
+    same = [Record(f"{i:06d}", picture(i, size=(64, 64)), ("c",)) for i in range(400)]
+    write_shards(same, out, samples_per_shard=20)
+    write_shards(same, tmp_path / "fresh", samples_per_shard=20)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(records(5), tmp_path / "out", samples_per_shard=2)
+    assert not is_whole(tmp_path / "out") and not list((tmp_path / "out").rglob("*.tar"))

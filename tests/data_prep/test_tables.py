@@ -1,0 +1,188 @@
+"""Tables of every kind become records, and every mistake in them is named with its fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data_prep_helpers import picture, pictures
+
+from clipkit.errors import ClipkitError
+from data_prep.tables import read_table
+
+
+def table(folder: Path, text: str, name: str = "captions.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def said(path: Path, **options: object) -> dict[str, tuple[str, ...]]:
+    """File name to captions."""
+    return {Path(r.name).name: r.captions for r in read_table(path, **options).records}  # type: ignore[arg-type]
+
+
+def test_rows_of_a_picture_are_one_record_in_the_order_of_first_appearance(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    path = table(tmp_path, "filepath,caption,label\n1.jpg,b one,x\n0.jpg,a,y\n./1.jpg,b two,z\n1.jpg,b one,x\n")
+    source = read_table(path)
+    assert [r.captions for r in source.records] == [("b one", "b two"), ("a",)]
+    assert source.records[0].meta == {"label": "x", "file": "1.jpg"}
+    assert [r.key for r in source.records] == ["00000000", "00000001"]
+    assert not source.skipped
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_separator_is_found(tmp_path: Path, separator: str) -> None:
+    pictures(tmp_path, 1)
+    text = (
+        separator.join(("id", "image", "text"))
+        + "\n"
+        + separator.join(("7", "0.jpg", "a, b; c" if separator == "\t" else "a"))
+    )
+    assert said(table(tmp_path, text)) == {"0.jpg": ("a, b; c" if separator == "\t" else "a",)}
+
+
+def test_semicolons_with_commas_in_the_captions(tmp_path: Path) -> None:
+    pictures(tmp_path, 1)
+    assert said(
+        table(tmp_path, "path;caption, in English\n0.jpg;red, green, blue\n"), caption_column="caption, in English"
+    ) == {"0.jpg": ("red, green, blue",)}
+
+
+def test_separator_can_be_given(tmp_path: Path) -> None:
+    pictures(tmp_path, 1)
+    assert said(table(tmp_path, "image|caption\n0.jpg|a, b\n"), separator="|") == {"0.jpg": ("a, b",)}
+    with pytest.raises(ClipkitError, match="single character"):
+        read_table(tmp_path / "captions.csv", separator="||")
+
+
+def test_quotes_newlines_bom_and_windows_line_ends(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    text = '\ufefffilepath,caption\r\n0.jpg,"two\r\nlines, ""quoted"""\r\n1.jpg,plain\r\n\r\n'
+    assert said(table(tmp_path, text)) == {"0.jpg": ('two lines, "quoted"',), "1.jpg": ("plain",)}
+
+
+def test_utf16_and_other_encodings(tmp_path: Path) -> None:
+    pictures(tmp_path, 1)
+    text = "image\tcaption\n0.jpg\tun café\n"
+    assert said(table(tmp_path, text, "a.tsv", "utf-16")) == {"0.jpg": ("un café",)}
+    path = table(tmp_path, text, "b.tsv", "latin-1")
+    with pytest.raises(ClipkitError, match=r"b.tsv: line 2 is not utf-8; .*--encoding latin-1"):
+        read_table(path)
+    assert said(path, encoding="latin-1") == {"0.jpg": ("un café",)}
+    with pytest.raises(ClipkitError, match="no such text encoding"):
+        read_table(path, encoding="utf-88")
+
+
+def test_unicode_paths_and_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "Fotos für 猫"
+    (path,) = pictures(folder, 1)
+    path.rename(folder / "grün 😀.jpg")
+    assert said(table(folder, "img,title\ngrün 😀.jpg,eine Katze\n")) == {"grün 😀.jpg": ("eine Katze",)}
+
+
+def test_image_root_absolute_paths_and_backslashes(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "photos" / "val", 2)
+    path = table(tmp_path, f"file,caption\nval\\0.jpg,a\n{paths[1]},b\n")
+    assert said(path, image_root=tmp_path / "photos") == {"0.jpg": ("a",), "1.jpg": ("b",)}
+    with pytest.raises(ClipkitError, match="no such folder; check --image-root"):
+        read_table(path, image_root=tmp_path / "nowhere")
+
+
+def test_columns_are_found_in_any_case_and_can_be_named(tmp_path: Path) -> None:
+    pictures(tmp_path, 1)
+    assert said(table(tmp_path, "FileName , Caption\n0.jpg, a\n")) == {"0.jpg": ("a",)}
+    path = table(tmp_path, "foto,label\n0.jpg,cat\n", "b.csv")
+    source = read_table(path, image_column="foto", caption_column="label")
+    assert source.records[0].captions == ("cat",)
+    assert source.records[0].meta["label"] == "cat"
+
+
+def test_jsonl_with_lists_and_bad_lines(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    lines = [
+        json.dumps({"image": "0.jpg", "captions": ["a", "b", None, " "], "n": 3, "box": [1, 2]}),
+        "{not json",
+        "[1]",
+        json.dumps({"image": "1.jpg", "captions": "line\u2028separator"}, ensure_ascii=False),
+    ]
+    source = read_table(table(tmp_path, "\n".join(lines), "c.jsonl"))
+    assert [r.captions for r in source.records] == [("a", "b"), ("line separator",)]
+    assert source.records[0].meta == {"n": 3, "box": [1, 2], "file": "0.jpg"}
+    assert [s.file for s in source.skipped] == ["c.jsonl line 2", "c.jsonl line 3"]
+    assert all(s.row for s in source.skipped)
+
+
+def test_parquet_with_lists_and_with_pictures_inside(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures(tmp_path, 2)
+    rows = {"image": ["0.jpg", "1.jpg"], "caption": [["a", "b"], []], "x": [float("nan"), 1.0]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    source = read_table(tmp_path / "a.parquet")
+    assert [r.captions for r in source.records] == [("a", "b")]
+    assert source.records[0].meta == {"file": "0.jpg"}
+    assert "empty caption" in source.skipped[0].reason
+    inside = [{"bytes": picture(5), "path": "five.jpg"}, {"bytes": picture(5), "path": "five.jpg"}]
+    pq.write_table(pa.table({"image": inside, "caption": ["c", "d"]}), tmp_path / "b.parquet")
+    (record,) = read_table(tmp_path / "b.parquet").records
+    assert (record.image, record.captions, record.name) == (picture(5), ("c", "d"), "five.jpg")
+    (tmp_path / "c.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ClipkitError, match=r"c.parquet: not a parquet file"):
+        read_table(tmp_path / "c.parquet")
+
+
+def test_bad_rows_are_listed_and_the_rest_is_used(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    text = (
+        "image,caption\n0.jpg,good\n0.jpg,   \n1.jpg,\ngone.jpg,a\ngone.jpg,b\n,nothing\n"
+        "https://example.org/x.jpg,far\n0.jpg,one, two\n"
+    )
+    source = read_table(table(tmp_path, text))
+    assert [r.captions for r in source.records] == [("good",)]
+    reasons = [s.reason for s in source.skipped]
+    assert [
+        sum(word in r for r in reasons) for word in ("empty caption", "no such file", "no picture", "URL", "quotes")
+    ] == [
+        2,
+        1,  # said once, not once a caption
+        1,
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "image,words\n0.jpg,a\n",
+            {},
+            "no column for the captions; its columns are image, words: pass --caption-column",
+        ),
+        ("place,text\n0.jpg,a\n", {}, "no column for the pictures; its columns are place, text: pass --image-column"),
+        (
+            "image,caption\n0.jpg,a\n",
+            {"caption_column": "zzz"},
+            "no column 'zzz'; its columns are image, caption: pass --c",
+        ),
+        ("image,caption\n0.jpg,a\n", {"caption_column": "captoin"}, "did you mean 'caption'"),
+        ("", {}, "is empty"),
+        ("image,caption\n", {}, "has a header but no rows"),
+        ("image,caption\nx.jpg,a\ny.jpg,b\n", {}, "none of its 2 rows can be used .*x.jpg: no such file.*--image-root"),
+        ("image,caption\n0.jpg,\n", {}, "none of its 1 rows can be used .*empty caption"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
+    pictures(tmp_path, 1)
+    with pytest.raises(ClipkitError, match=message) as caught:
+        read_table(table(tmp_path, text), **options)  # type: ignore[arg-type]
+    assert "captions.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_table_and_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(ClipkitError, match=r"nowhere.csv: no such file"):
+        read_table(tmp_path / "nowhere.csv")
+    with pytest.raises(ClipkitError, match="not a table"):
+        read_table(table(tmp_path, "x", "a.xlsx"))
