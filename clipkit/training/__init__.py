@@ -1,0 +1,1 @@
+"""Step 4, update: the step, the loop, checkpoints and the run's report."""

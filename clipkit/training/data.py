@@ -1,0 +1,93 @@
+"""What a run reads: shards, the views of the two towers, and the encodings of locked ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from clipkit.config import Config
+from clipkit.encoders import DualEncoder, Tokenizer
+from clipkit.pairs import (
+    PairReader,
+    PictureSpec,
+    ReadPicture,
+    ReadTexts,
+    ShardSet,
+    decode_image,
+    fit,
+    random_crop,
+    shrink,
+)
+from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The training reader, and the evaluation reader of each held-out split."""
+
+    train: PairReader
+    held_out: dict[str, PairReader]
+
+
+def make_readers(
+    model: DualEncoder,
+    train: ShardSet,
+    held_out: dict[str, ShardSet],
+    config: Config,
+    progress: Progress | None = None,
+) -> Readers:
+    """Readers for ``model``; whatever a locked tower would encode again and again is encoded here, once."""
+    splits = {"train": train, **held_out}
+    augment = config.data.augment
+    cached_images = model.image.locked and augment != "crop"
+    plain = partial(read_view, spec=model.picture)
+    pictures: dict[str, ReadPicture] = {
+        name: lock_images(model, shards, progress) if cached_images else plain for name, shards in splits.items()
+    }
+    if augment == "crop":
+        pictures["train"] = partial(read_crop, spec=model.picture, scale=config.data.crop_scale)
+    elif augment == "small":
+        tiny = (
+            lock_images(model, train, progress, small=True)
+            if cached_images
+            else partial(read_small, spec=model.picture)
+        )
+        pictures["train"] = EitherView(pictures["train"], tiny)
+    texts: ReadTexts = partial(read_tokens, tokenizer=model.tokenizer)
+    if model.text.locked:
+        texts = lock_texts(model, [c for shards in splits.values() for c in all_captions(shards)], progress)
+    readers = {
+        name: PairReader(shards, pictures[name], texts, config.run.seed, "all", substitute=False)
+        for name, shards in splits.items()
+    }
+    training = replace(readers.pop("train"), captions=config.data.captions, substitute=True)
+    return Readers(training, readers)
+
+
+def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:
+    """An evaluation reader (all captions, no substitutes) without any cache."""
+    picture = partial(read_view, spec=model.picture)
+    texts = partial(read_tokens, tokenizer=model.tokenizer)
+    return PairReader(shards, picture, texts, config.run.seed, "all", substitute=False)
+
+
+def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
+    """The evaluation view of a picture, uint8 (3, size, size)."""
+    return fit(decode_image(shards.read(sample).image, shards.where(sample)), spec)
+
+
+def read_crop(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, scale: tuple[float, float]) -> Tensor:
+    """A training view of a picture, uint8 (3, size, size), drawn from ``seed``."""
+    return random_crop(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed, scale)
+
+
+def read_small(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
+    """A picture as a tiny one shows it, uint8 (3, size, size)."""
+    return shrink(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed >> 1)
+
+
+def read_tokens(chosen: list[tuple[int, int, str]], tokenizer: Tokenizer) -> Tensor:
+    """Tokens of a batch's captions, int64 (t, L)."""
+    return tokenizer([caption for _, _, caption in chosen])

@@ -1,0 +1,303 @@
+"""The run: steps, records, evaluations, checkpoints, and a clean end whatever happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from clipkit.config import Config
+from clipkit.encoders import DualEncoder
+from clipkit.errors import ClipkitError
+from clipkit.evaluation.split import SplitReport, evaluate_split
+from clipkit.pairs import Bad, Order, PairBatch, stream
+from clipkit.pairs.order import piece, sample_seed
+from clipkit.training.checkpoint import (
+    State,
+    load_optimizer,
+    load_weights,
+    prune,
+    read_state,
+    save_checkpoint,
+)
+from clipkit.training.console import Console
+from clipkit.training.data import Readers
+from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
+from clipkit.training.precision import Arithmetic
+from clipkit.training.run import QUARANTINE, Metrics
+from clipkit.training.step import Objective, settle_batchnorm, train_step
+from clipkit.training.stopping import StopRequest
+
+BASELINE = "baseline.json"
+DROPOUT = 4  # purpose of the seed of a step's dropout, beside those in clipkit.pairs.stream
+BAD_SHARE, BAD_COUNT = 0.01, 10  # more bad samples than both of these stop the run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        stopped: why it ended before its last step, or None.
+        best: step of the checkpoint with the best validation recall@1, if there was validation.
+    """
+
+    step: int
+    stopped: str | None
+    best: int | None
+
+
+@dataclass
+class Trainer:
+    """Everything that a run needs, made once; ``run`` does it.
+
+    Args:
+        config: the run's settings.
+        run: the run directory, claimed.
+        model: the dual encoder, on its device, unwrapped.
+        objective: the loss over the comparison.
+        readers: of the training data and of the held-out splits; ``val`` is evaluated during training.
+        accelerator: processes and device.
+        arithmetic: how the run computes.
+        console: where people look.
+        resume: checkpoint to go on from, or None.
+        baseline_name: what the model is before its first step.
+    """
+
+    config: Config
+    run: Path
+    model: DualEncoder
+    objective: Objective
+    readers: Readers
+    accelerator: Accelerator
+    arithmetic: Arithmetic
+    console: Console
+    resume: Path | None = None
+    baseline_name: str = "before training"
+    _seconds: float = 0.0
+    _best: tuple[float, int] | None = None
+    _bad: set[int] = field(default_factory=set)
+
+    @property
+    def final_split(self) -> str | None:
+        """The held-out split that the run ends with: ``test`` if there is one, else ``val``."""
+        return next((name for name in ("test", "val") if name in self.readers.held_out), None)
+
+    def measure(self) -> SplitReport | None:
+        """The final split, measured with the model as it is; None without held-out data."""
+        if self.final_split is None:
+            return None
+        return evaluate_split(self.model, self.readers.held_out[self.final_split], autocast=self.arithmetic.autocast)
+
+    def measure_before(self) -> dict[str, Any]:
+        """The figures before the first step, kept with the run: what training has to beat.
+
+        Measured before the long part, so that a mistake in the held-out data shows at once and not at the end.
+        """
+        path = self.run / BASELINE
+        if self.resume is not None:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        report = self.measure()
+        figures = report.to_dict() if report else {}
+        if self.accelerator.is_main_process:
+            path.write_text(json.dumps(figures), encoding="utf-8")
+        return figures
+
+    def train(self) -> Outcome:
+        """Run to the last step, or to a request to stop.
+
+        Raises:
+            ClipkitError: too many bad samples, a loss that is not finite, a disk that is full, or a checkpoint that
+                belongs to other data or another model.
+        """
+        config, shards = self.config, self.readers.train.shards
+        world, mine = self.accelerator.num_processes, self.accelerator.process_index
+        steps = total_steps(config.optim, len(shards))
+        warmup = warmup_steps(config.optim, steps)
+        local = len(range(config.optim.batch_size)[piece(config.optim.batch_size, 0, world)])
+        self.model, message = settle_batchnorm(self.model, config.optim.micro_batch_size, local)
+        if message:
+            self.console.say(message)
+        optimizer = make_optimizer(self.model, config.optim)
+        start = self._restore(optimizer)
+        metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
+        wrapped = self.accelerator.prepare_model(self.model)
+        batches = stream(
+            self.readers.train,
+            Order(shards.sizes, config.run.seed),
+            config.optim.batch_size,
+            start=start,
+            stop=steps,
+            rank=mine,
+            world=world,
+            workers=0 if self._cached() else config.data.workers,
+        )
+        every_epoch = max(1, math.ceil(len(shards) / config.optim.batch_size))
+        save_every = config.run.save_every or every_epoch
+        eval_every = config.run.eval_every or every_epoch
+        if metrics and start == 0:
+            self._record(metrics, {"kind": "start", "step": 0, "steps": steps, **self.arithmetic.to_dict()})
+        step, saved = start, start
+        with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
+            since, last = time.perf_counter(), start
+            for batch in _closing(batches):
+                rate = learning_rate(step, steps, warmup, config.optim.lr)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                # Dropout is a function of (seed, step, process): there is no generator to save and restore.
+                torch.manual_seed(sample_seed(config.run.seed, step, mine, DROPOUT))
+                wrapped.train()
+                result = train_step(
+                    wrapped,
+                    batch.to(self.model.device),
+                    self.objective,
+                    optimizer,
+                    self.accelerator,
+                    config.optim,
+                    self.arithmetic.autocast,
+                )
+                self._quarantine(batch)
+                step += 1
+                if step % config.run.log_every == 0 or step in (start + 1, steps):
+                    now = time.perf_counter()
+                    self._seconds += now - since
+                    speed = (step - last) * config.optim.batch_size / (now - since)
+                    since, last = now, step
+                    self._record(
+                        metrics, self._train_record(step, len(shards), result.loss, result.grad_norm, rate, speed)
+                    )
+                bar.advance(f"loss {result.loss:.3f}")
+                stopping = stop.agreed(self.model.device)
+                if self._validates() and (step % eval_every == 0 or step == steps) and not stopping:
+                    self._validate(step, metrics)
+                    since, last = time.perf_counter(), step
+                if step % save_every == 0 or step == steps or stopping or (self._best or (0, -1))[1] == step:
+                    self._save(step, optimizer)
+                    saved = step
+                if stopping:
+                    return Outcome(step, stop.reason, self._best[1] if self._best else None)
+        if saved != step:
+            self._save(step, optimizer)
+        return Outcome(step, None, self._best[1] if self._best else None)
+
+    def _restore(self, optimizer: torch.optim.Optimizer) -> int:
+        if self.resume is None:
+            return 0
+        state = read_state(self.resume)
+        if state.fingerprint != self.readers.train.shards.fingerprint:
+            raise ClipkitError(
+                f"{self.resume} was trained on other data than {self.readers.train.shards.name}; give the same "
+                f"--train-data, or start a new run with --output"
+            )
+        load_weights(self.model, self.resume)
+        load_optimizer(optimizer, self.resume)
+        self._best, self._seconds = state.best, state.seconds
+        self.console.say(f"continuing from {self.resume} (step {state.step})")
+        return state.step
+
+    def _cached(self) -> bool:
+        return self.model.image.locked and self.config.data.augment != "crop"
+
+    def _validates(self) -> bool:
+        return "val" in self.readers.held_out
+
+    def _validate(self, step: int, metrics: Metrics | None) -> None:
+        report = evaluate_split(
+            self.model, self.readers.held_out["val"], bootstrap=0, labels=False, autocast=self.arithmetic.autocast
+        )
+        box = [report.retrieval.metrics() if report.retrieval else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(box)
+        figures = box[0] or {}
+        recall = (figures["image_to_text@1"] + figures["text_to_image@1"]) / 2
+        self._record(metrics, {"kind": "eval", "step": step, **figures})
+        self.console.say(
+            f"step {step}: validation recall@1 {figures['image_to_text@1']:.1%} image to text, "
+            f"{figures['text_to_image@1']:.1%} text to image",
+            detail=True,
+        )
+        if self.config.run.keep_best and (self._best is None or recall > self._best[0]):
+            self._best = (recall, step)
+
+    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.accelerator.is_main_process:
+            fingerprint = self.readers.train.shards.fingerprint
+            state = State(step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds)
+            save_checkpoint(self.run, self.model, optimizer, state, self.config)
+            prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
+        self.accelerator.wait_for_everyone()
+
+    def _train_record(
+        self, step: int, n_samples: int, loss: float, grad_norm: float, rate: float, speed: float
+    ) -> dict[str, Any]:
+        log_scale = float(self.model.log_scale.detach())
+        record = {
+            "kind": "train",
+            "step": step,
+            "epoch": round(step * self.config.optim.batch_size / n_samples, 4),
+            "loss": loss,
+            "log_scale": log_scale,
+            "scale": math.exp(log_scale),
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "samples_per_second": round(speed, 1),
+            "seconds": round(self._seconds, 3),
+        }
+        if self.model.bias is not None:
+            record["bias"] = float(self.model.bias.detach())
+        return record
+
+    def _record(self, metrics: Metrics | None, record: dict[str, Any]) -> None:
+        if metrics is not None:
+            metrics.write(record)
+        if self.config.run.log_with:
+            numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+            self.accelerator.log(numbers, step=record["step"])
+
+    def _quarantine(self, batch: PairBatch) -> None:
+        """Log new bad samples; stop when there are too many. All processes decide alike."""
+        new = [b for b in batch.bad if b.sample not in self._bad]
+        self._bad |= {b.sample for b in new}
+        if new:
+            log_bad(self.run, new)
+            self.console.say(f"skipped a bad sample: {new[0].reason}", detail=True)
+        count = len(self._bad)
+        if self.accelerator.num_processes > 1:
+            total = torch.tensor([count], device=self.model.device)
+            count = int(self.accelerator.reduce(total, reduction="sum").item())
+        n = len(self.readers.train.shards)
+        if count > BAD_COUNT and count > BAD_SHARE * n:
+            raise ClipkitError(
+                f"{count} of {n} samples of {self.readers.train.shards.name} cannot be read, more than 1 %; "
+                f"they are listed in {self.run / QUARANTINE}: mend or remove them"
+            )
+
+
+def log_bad(run: Path, bad: list[Bad]) -> None:
+    """Append to the run's quarantine log."""
+    with (run / QUARANTINE).open("a", encoding="utf-8") as file:
+        for b in bad:
+            file.write(json.dumps({"sample": b.sample, "where": b.where, "reason": b.reason}) + "\n")
+
+
+def _closing(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+    """``batches``, with a worker's error as the one line that it is."""
+    try:
+        yield from batches
+    except ClipkitError:
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise ClipkitError(
+                f"a reading process died ({str(error).splitlines()[0]}); lower --workers and use --resume auto"
+            ) from None
+        raise
