@@ -1,0 +1,8 @@
+"""What a user calls once a model exists: ``load``, ``Aligner``, ``Classifier``, ``Index``."""
+
+from clipkit.inference.aligner import Aligner, Match
+from clipkit.inference.classifier import Classifier
+from clipkit.inference.index import Hit, Index, Item
+from clipkit.inference.load import load
+
+__all__ = ["Aligner", "Classifier", "Hit", "Index", "Item", "Match", "load"]

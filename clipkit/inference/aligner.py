@@ -1,0 +1,201 @@
+"""A trained model as people use it: pictures and texts in, embeddings, similarities and matches out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clipkit.encoders import DualEncoder
+from clipkit.errors import ClipkitError
+from clipkit.evaluation.encoding import encode_captions
+from clipkit.inference.pictures import as_list, is_single, to_pixels
+from clipkit.pairs.decode import Decode
+
+if TYPE_CHECKING:
+    from clipkit.inference.classifier import Classifier
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Pictures against captions.
+
+    Attributes:
+        matrix: float32 (N, M) cosine similarities.
+        best_caption: int64 (N,), each picture's best caption.
+        best_image: int64 (M,), each caption's best picture.
+        assignment: pairs (picture, caption) of the one-to-one assignment with the largest total similarity
+            (Kuhn 1955); min(N, M) of them, by picture.
+    """
+
+    matrix: Array
+    best_caption: NDArray[np.int64]
+    best_image: NDArray[np.int64]
+    assignment: list[tuple[int, int]]
+
+
+class Aligner:
+    """Encodes pictures and texts into one space. Made by ``clipkit.load``.
+
+    Args:
+        model: the dual encoder.
+        name: what it is called in messages and results.
+        autocast: compute dtype of the towers, or None for float32.
+
+    Example:
+        >>> model = clipkit.load("runs/starter")
+        >>> model.similarity(["cat.jpg", "dog.jpg"], ["a cat", "a dog"]).shape
+        (2, 2)
+    """
+
+    def __init__(self, model: DualEncoder, name: str, autocast: torch.dtype | None = None) -> None:
+        self.model = model.eval()
+        self.name = name
+        self.autocast = autocast
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimensions of the space."""
+        return self.model.embed_dim
+
+    @property
+    def scale(self) -> float:
+        """The learned inverse temperature: cosines times this are the logits."""
+        return math.exp(float(self.model.log_scale.detach()))
+
+    @property
+    def bias(self) -> float:
+        """The learned bias of the logits; 0 for models without one."""
+        return 0.0 if self.model.bias is None else float(self.model.bias.detach())
+
+    @property
+    def kind(self) -> str:
+        """``sigmoid`` if every pair has a probability of its own (SigLIP), else ``softmax``."""
+        return "softmax" if self.model.bias is None else "sigmoid"
+
+    def encode_image(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        normalize: bool = True,
+        decode: Decode = "fast",
+        allow_urls: bool = False,
+        show_progress: bool = False,
+    ) -> Array:
+        """Embeddings of pictures.
+
+        Args:
+            images: one picture or a sequence, mixed as you like: paths, PIL images, uint8 arrays (H, W, 3) or
+                (3, H, W), floating arrays (3, size, size) that are preprocessed already.
+            normalize: unit norm; otherwise the tower's raw output.
+            decode: ``fast`` (torchvision, uint8 resize), or ``reference`` (the preprocessing of the library that
+                the model comes from, exactly).
+            allow_urls: fetch http and https addresses.
+
+        Returns:
+            float32 (N, D) in the order given, or (D,) for a single picture.
+
+        Raises:
+            ClipkitError: a picture cannot be read; the message names it.
+        """
+        pictures = as_list(images)
+        if decode not in ("fast", "reference"):
+            raise ClipkitError(f"decode={decode!r}; it is 'fast' or 'reference'")
+        rows = np.zeros((len(pictures), self.embed_dim), dtype=np.float32)
+        starts = range(0, len(pictures), batch_size)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for start in tqdm(starts, desc="pictures", disable=not show_progress):
+                part = pictures[start : start + batch_size]
+                pixels = list(pool.map(lambda p: to_pixels(p, self.model.picture, decode, allow_urls), part))
+                rows[start : start + len(part)] = self._run(torch.stack(pixels), normalize)
+        return rows[0] if is_single(images) else rows
+
+    def encode_text(self, texts: str | Sequence[str], batch_size: int = 256, normalize: bool = True) -> Array:
+        """Embeddings of texts, in the order given.
+
+        Args:
+            texts: one text or a sequence; longer ones than the model's context are cut.
+            normalize: unit norm; otherwise the tower's raw output.
+
+        Returns:
+            float32 (N, D), or (D,) for a single text.
+
+        Raises:
+            ClipkitError: something that is no text.
+        """
+        single = isinstance(texts, str)
+        captions = [texts] if isinstance(texts, str) else list(texts)
+        for i, caption in enumerate(captions):
+            if not isinstance(caption, str):
+                raise ClipkitError(f"texts[{i}] is a {type(caption).__name__}, not a text: {caption!r}")
+            if not caption.strip():
+                raise ClipkitError(f"texts[{i}] is empty: give it some words or leave it out")
+        if normalize:
+            rows = encode_captions(self.model, captions, batch_size, self.autocast).numpy()
+        else:
+            with torch.inference_mode():
+                parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
+                raw = [self.model.text(self.model.tokenizer(p).to(self.model.device)).float().cpu() for p in parts]
+            rows = torch.cat(raw).numpy() if raw else np.zeros((0, self.embed_dim), dtype=np.float32)
+        return rows[0] if single else rows
+
+    def similarity(self, images: Any, texts: str | Sequence[str]) -> Array:
+        """Cosine similarity of every picture with every text, float32 (N, M)."""
+        return np.atleast_2d(self.encode_image(as_list(images))) @ np.atleast_2d(self.encode_text(_texts(texts))).T
+
+    def match(self, images: Any, captions: str | Sequence[str]) -> Match:
+        """Which caption belongs to which picture; see ``Match``.
+
+        Raises:
+            ClipkitError: no picture or no caption.
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        pictures, texts = as_list(images), _texts(captions)
+        if not pictures or not texts:
+            raise ClipkitError(f"{len(pictures)} pictures and {len(texts)} captions: give at least one of each")
+        matrix = self.similarity(pictures, texts)
+        rows, columns = linear_sum_assignment(matrix, maximize=True)
+        pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
+        return Match(matrix, matrix.argmax(axis=1), matrix.argmax(axis=0), pairs)
+
+    def classifier(self, labels: Sequence[str], templates: str | Sequence[str] | None = None) -> Classifier:
+        """A zero-shot classifier over ``labels``; see ``Classifier``.
+
+        Args:
+            labels: class names.
+            templates: sentences with ``{}`` in the place of the class, or the name of a set in
+                ``clipkit.evaluation.TEMPLATES``.
+        """
+        from clipkit.inference.classifier import Classifier
+
+        return Classifier(self, labels, templates)
+
+    def logits(self, similarities: Array) -> Array:
+        """Cosines to the model's own logits: scale times cosine plus bias."""
+        return similarities * np.float32(self.scale) + np.float32(self.bias)
+
+    def __repr__(self) -> str:
+        return f"Aligner({self.name!r}, embed_dim={self.embed_dim}, {self.kind})"
+
+    def _run(self, pixels: torch.Tensor, normalize: bool) -> Array:
+        model = self.model
+        with (
+            torch.inference_mode(),
+            torch.autocast(model.device.type, self.autocast, enabled=self.autocast is not None),
+        ):
+            inputs = pixels.to(model.device, model.log_scale.dtype)
+            return (model.encode_image(inputs) if normalize else model.image(inputs)).float().cpu().numpy()
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
