@@ -1,0 +1,100 @@
+"""The ``clipkit`` command. A verb imports what it needs when it is called, so ``clipkit --help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clipkit.errors import ClipkitError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its line in the help, and the function that runs it on the remaining arguments."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def _train(arguments: list[str]) -> int:
+    from clipkit.train import main
+
+    return main(arguments)
+
+
+def _prepare(arguments: list[str]) -> int:
+    from data_prep.__main__ import main
+
+    return main(arguments) or 0
+
+
+def _demo(arguments: list[str]) -> int:
+    from demos.__main__ import main
+
+    return main(arguments) or 0
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    def run(arguments: list[str]) -> int:
+        from clipkit import commands
+
+        return commands.run(name, arguments)
+
+    return run
+
+
+VERBS = {
+    "train": Verb("train a model (also: accelerate launch clipkit/train.py)", _train),
+    "prepare": Verb("turn pictures and captions into WebDataset shards", _prepare),
+    "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
+    "index": Verb("index a folder of pictures", _command("index")),
+    "search": Verb("find pictures by words or by a picture", _command("search")),
+    "classify": Verb("name pictures with labels of your own", _command("classify")),
+    "match": Verb("match pictures with captions", _command("match")),
+    "embed": Verb("write embeddings of pictures or lines of text", _command("embed")),
+    "demo": Verb("open the web demo", _demo),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0, or 2 after a message of one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if arguments[0] in ("-V", "--version"):
+            from clipkit import __version__
+
+            print(f"clipkit {__version__}")
+            return 0
+        name = arguments[0]
+        if name not in VERBS:
+            hint = did_you_mean(name, list(VERBS)) or f"; the verbs are {', '.join(VERBS)}"
+            raise ClipkitError(f"no verb is called {name!r}{hint}")
+        return VERBS[name].run(arguments[1:])
+    except ClipkitError as error:
+        print(f"clipkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("clipkit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, as in `clipkit search ... | head`, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _help() -> str:
+    lines = ["usage: clipkit VERB ...", "", "Image-text alignment: train, measure and use your own models.", ""]
+    lines += [f"  {name:10}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "clipkit VERB --help explains a verb."])
+
+
+if __name__ == "__main__":
+    entry()

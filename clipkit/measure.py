@@ -1,0 +1,117 @@
+"""``clipkit evaluate``: any model on any data, with the protocol beside each figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clipkit.config import Config, load_config
+from clipkit.errors import ClipkitError
+from clipkit.evaluation import classifier_weights, retrieval, zero_shot
+from clipkit.evaluation.encoding import encode_captions, encode_pairs
+from clipkit.evaluation.split import split_labels
+from clipkit.inference import Aligner
+from clipkit.pairs import ShardSet, open_shards
+from clipkit.recipes import find_recipe, open_data
+from clipkit.training.checkpoint import FOLDER
+from clipkit.training.console import Console
+from clipkit.training.data import plain_reader
+
+
+def measure(
+    model: Aligner,
+    data: str | None,
+    split: str | None,
+    config: Config,
+    templates: str | list[str] | None,
+    languages: list[str],
+    console: Console,
+) -> dict[str, Any]:
+    """Print and return what ``model`` does on ``data``.
+
+    Retrieval is measured where captions say something about single pictures; class folders, whose captions are only
+    their labels, are measured zero-shot.
+
+    Raises:
+        ClipkitError: no data, no such split, or nothing in it to measure.
+    """
+    shards = _shards(model, data, split, config)
+    reader = plain_reader(model.model, shards, config)
+    encoded = encode_pairs(model.model, reader, autocast=model.autocast)
+    samples = encoded.samples.tolist()
+    for bad in encoded.bad[:5]:
+        console.say(f"skipped {bad.reason}")
+    result: dict[str, Any] = {"model": model.name, "data": shards.name, "skipped": len(encoded.bad)}
+    labels = split_labels(reader, samples)
+    records = [shards.read_record(i) for i in samples]
+    captions = {caption for _, own in records for caption in own}
+    if labels is None or len(captions) > len(set(labels)):
+        report = retrieval(encoded.images, encoded.texts, encoded.image_of_text)
+        result["retrieval"] = report.to_dict()
+        for title, values, chance in (
+            ("image to text", report.image_to_text, report.chance_image_to_text),
+            ("text to image", report.text_to_image, report.chance_text_to_image),
+        ):
+            for k, value in values.items():
+                console.say(f"{title}, recall@{k:<4}{_percent(value)}   chance {chance[k]:.2%}")
+        console.say(report.protocol)
+    if labels is not None:
+        names = sorted(set(labels))
+        weights = classifier_weights(model.encode_text, names, templates or model.model.templates)
+        zero = zero_shot(encoded.images, weights, labels, names)
+        result["zero_shot"] = zero.to_dict()
+        console.say(f"zero-shot top-1           {_percent(zero.top1)}   chance {zero.chance:.2%}")
+        if zero.top5 is not None:
+            console.say(f"zero-shot top-5           {_percent(zero.top5)}")
+        console.say(f"zero-shot mean per class  {_percent(zero.mean_per_class)}   majority {zero.majority:.2%}")
+        console.say(zero.protocol)
+    if languages:
+        result["languages"] = _languages(model, encoded, records, languages, console)
+    return result
+
+
+def _languages(
+    model: Aligner, encoded: Any, records: list[Any], languages: list[str], console: Console
+) -> dict[str, Any]:
+    """Text to image with each language's names of the same pictures."""
+    names = [record.get("names") or {} for record, _ in records]
+    known = sorted({code for n in names for code in n})
+    if not known:
+        raise ClipkitError("the data has no names in other languages (meta 'names'); leave --languages out")
+    wanted = known if languages == ["all"] else languages
+    unknown = [code for code in wanted if code not in known]
+    if unknown:
+        raise ClipkitError(f"no names in language {unknown[0]!r}; there are {', '.join(known)}")
+    figures = {}
+    for code in wanted:
+        texts = [(i, text) for i, n in enumerate(names) for text in n.get(code, ())]
+        pictures = sorted({i for i, _ in texts})
+        place = {i: row for row, i in enumerate(pictures)}
+        rows = encode_captions(model.model, [text for _, text in texts], autocast=model.autocast)
+        report = retrieval(encoded.images[pictures], rows, [place[i] for i, _ in texts])
+        figures[code] = report.to_dict()
+        found = report.text_to_image
+        console.say(f"{code:8}" + "   ".join(f"recall@{k} {value.value:.1%}" for k, value in found.items()))
+    return figures
+
+
+def _shards(model: Aligner, data: str | None, split: str | None, config: Config) -> ShardSet:
+    if data is None:
+        run = Path(model.name)
+        if not (run / FOLDER).is_dir():
+            raise ClipkitError("no --data: give shards, a table of pictures and captions, or class folders")
+        own = load_config(run / "config.yaml")
+        held_out = find_recipe(own.recipe).pairs(own).held_out
+        name = split or next((n for n in ("test", "val") if n in held_out), "test")
+        if name not in held_out:
+            raise ClipkitError(f"the run has no {name} split (it has {', '.join(held_out) or 'none'}); pass --data")
+        return held_out[name]
+    for name in [split] if split else ["test", "val"]:
+        folder = Path(data) / name
+        if folder.is_dir() and any(folder.glob("*.tar")):
+            return open_shards(folder)
+    return open_data(data, config, split or "train")[0]
+
+
+def _percent(interval: Any) -> str:
+    return f"{interval.value:6.1%} [{interval.low:.1%}, {interval.high:.1%}]"

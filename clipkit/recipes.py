@@ -1,0 +1,192 @@
+"""Recipes: each names its pairs, its encoders and its objective in a few lines.
+
+There is no registry and no base class: a recipe is a value, and ``clipkit.train(my_recipe)`` runs yours. The
+functions import what they need when they are called, so that ``clipkit --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipkit.config import Config
+from clipkit.errors import ClipkitError, did_you_mean
+
+if TYPE_CHECKING:
+    from clipkit.encoders import DualEncoder
+    from clipkit.pairs import ShardSet
+    from clipkit.training.step import Objective
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The training shards, and the held-out ones by split (``val`` is looked at during training, ``test`` after)."""
+
+    train: ShardSet
+    held_out: dict[str, ShardSet]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method of the contrastive family.
+
+    Attributes:
+        name: run directories are called after it.
+        summary: one line for people.
+        defaults: its settings; a run file and the command line go over them.
+        pairs: config -> the data.
+        encoders: config -> the dual encoder, with what is frozen frozen.
+        objective: config -> the loss over the comparison.
+    """
+
+    name: str
+    summary: str
+    defaults: Config
+    pairs: Callable[[Config], Pairs]
+    encoders: Callable[[Config], DualEncoder]
+    objective: Callable[[Config], Objective]
+
+
+def pairs_from_config(config: Config) -> Pairs:
+    """``--train-data`` and ``--val-data``, turned into shards first if they are tables or folders of pictures.
+
+    Raises:
+        ClipkitError: no --train-data, or data that cannot be read.
+    """
+    if config.data.train_data is None:
+        raise ClipkitError(
+            "no --train-data: give a folder of WebDataset shards, or a CSV, TSV, JSONL or parquet table of picture "
+            "paths and captions"
+        )
+    train, splits = open_data(config.data.train_data, config, "train")
+    held_out: dict[str, ShardSet] = {}
+    if config.data.val_data is not None:
+        held_out["val"] = open_data(config.data.val_data, config, "val")[0]
+    elif splits is not None:
+        from clipkit.pairs import open_shards
+
+        held_out = {name: open_shards(splits / name) for name in ("val", "test") if (splits / name).is_dir()}
+    return Pairs(train, held_out)
+
+
+def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
+    """The shards of one split, and the folder of all its splits if it has such."""
+    from clipkit.pairs import open_shards
+
+    folder = Path(path)
+    if not any(c in path for c in "*?[{") and not folder.exists():
+        raise ClipkitError(f"{path}: no such file or folder")
+    is_table = folder.is_file() and folder.suffix.lower() != ".tar"
+    is_pictures = folder.is_dir() and not any(folder.glob("*.tar")) and not any(folder.glob("*/*.tar"))
+    if is_table or is_pictures:
+        from data_prep import cached_shards
+
+        data = config.data
+        folder = cached_shards(
+            folder,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            separator=data.separator,
+        )
+        wanted = folder / split
+        root = Path(path) if is_pictures else Path(path).parent
+        return open_shards(wanted if wanted.is_dir() else folder / "train", path, root.resolve()), folder
+    if folder.is_dir() and any((folder / split).glob("*.tar")):
+        return open_shards(folder / split), folder
+    return open_shards(path), None
+
+
+def _towers(config: Config) -> DualEncoder:
+    from clipkit.encoders import build
+
+    return build(config.model, sigmoid=config.optim.siglip, scale_init=config.optim.scale_init, seed=config.run.seed)
+
+
+def _loss(config: Config) -> Objective:
+    from clipkit.objectives import infonce, sigmoid
+
+    return sigmoid if config.optim.siglip else infonce
+
+
+def _starter_pairs(config: Config) -> Pairs:
+    from clipkit.pairs import open_shards
+
+    if config.data.train_data is not None:
+        return pairs_from_config(config)
+    from data_prep import cached_shards
+
+    folder = cached_shards("openmoji", show_progress=sys.stderr.isatty())
+    train, val, test = (open_shards(folder / split, f"openmoji {split}") for split in ("train", "val", "test"))
+    return Pairs(train, {"val": val, "test": test})
+
+
+def _starter_towers(config: Config) -> DualEncoder:
+    from clipkit.encoders.starter import starter_encoder
+
+    return starter_encoder(config.optim.scale_init or 5.0)
+
+
+_CLIP = Config(recipe="clip")
+
+starter = Recipe(
+    "starter",
+    "the offline default: two locked towers from packages, a head that learns emoji in a minute",
+    Config(recipe="starter").replace(
+        lock_image=True,
+        lock_text=True,
+        augment="small",
+        epochs=60,
+        lr=2e-3,
+        wd=0.0,
+        scale_init=5.0,  # a soft start: at 20 the held-out categories are a quarter worse
+        eval_every=120,
+        save_every=1000,
+    ),
+    _starter_pairs,
+    _starter_towers,
+    _loss,
+)
+
+clip = Recipe(
+    "clip",
+    "two towers, symmetric InfoNCE with a learnable temperature (Radford et al. 2021)",
+    _CLIP,
+    pairs_from_config,
+    _towers,
+    _loss,
+)
+
+siglip = Recipe(
+    "siglip",
+    "two towers, pairwise sigmoid loss with a learnable bias (Zhai et al. 2023)",
+    _CLIP.replace(recipe="siglip", siglip=True),
+    pairs_from_config,
+    _towers,
+    _loss,
+)
+
+lit = Recipe(
+    "lit",
+    "locked image tower, only the text tower learns (Zhai et al. 2022)",
+    _CLIP.replace(recipe="lit", lock_image=True, augment="none"),
+    pairs_from_config,
+    _towers,
+    _loss,
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (starter, clip, siglip, lit)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called ``name``.
+
+    Raises:
+        ClipkitError: there is none.
+    """
+    if name not in RECIPES:
+        hint = did_you_mean(name, list(RECIPES)) or f"; recipes are {', '.join(RECIPES)}"
+        raise ClipkitError(f"no recipe is called {name!r}{hint}")
+    return RECIPES[name]

@@ -1,0 +1,123 @@
+"""The main job: ``accelerate launch clipkit/train.py``, or ``clipkit.train(...)`` from Python.
+
+Reads the config, builds the run, runs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A launcher puts this script's own folder first on the path, where clipkit's modules would shadow libraries.
+    _here = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _here]
+    if str(_here.parent) not in sys.path:
+        sys.path.insert(0, str(_here.parent))
+
+from typing import Any
+
+from clipkit.config import Config
+from clipkit.errors import ClipkitError
+from clipkit.recipes import Recipe, find_recipe
+
+
+def train(recipe: str | Recipe = "starter", **settings: Any) -> Path:
+    """Train, and return the run directory.
+
+    Args:
+        recipe: name of a recipe, or one of your own.
+        settings: flags of the command line by their Python names, as ``train_data="shards/"``, ``lr=1e-3``; or
+            ``config=Config(...)`` for all of them.
+
+    Raises:
+        ClipkitError: a setting or the data is wrong; the message says how to mend it.
+
+    Example:
+        >>> run = clipkit.train("clip", train_data="captions.csv", epochs=5, output="runs/mine")
+        >>> model = clipkit.load(run)
+    """
+    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    config = settings.pop("config", chosen.defaults)
+    if not isinstance(config, Config):
+        raise ClipkitError(f"config is a {type(config).__name__}; give a clipkit.Config")
+    return run(chosen, config.replace(**settings))
+
+
+def run(recipe: Recipe, config: Config) -> Path:
+    """Build the run that ``config`` describes, train, and measure what came of it."""
+    from datetime import timedelta
+
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from clipkit.results import show_results
+    from clipkit.training.checkpoint import read_state
+    from clipkit.training.console import Console
+    from clipkit.training.data import make_readers
+    from clipkit.training.loop import Trainer
+    from clipkit.training.plan import show_plan
+    from clipkit.training.precision import apply_arithmetic, choose_arithmetic
+    from clipkit.training.run import claim, start_run
+
+    # Without cpu=True, Accelerate takes the processes of torchrun on a machine without accelerators for as many
+    # runs of one process each. Autocast is entered by the encoder, piece by piece, so Accelerate gets no mixed
+    # precision of its own. A first use may convert a large table while the other processes wait: a long timeout.
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available() and not torch.xpu.is_available(),
+        mixed_precision="no",
+        log_with=config.run.log_with,
+        project_dir=config.run.output or f"runs/{config.recipe}",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    main = accelerator.is_main_process
+    console = Console(main)
+    directory, checkpoint = claim(config, main and not config.run.dry_run)
+    saved = read_state(checkpoint).arithmetic if checkpoint else None
+    arithmetic = choose_arithmetic(config.optim.precision, accelerator.device, saved)
+    apply_arithmetic(arithmetic, accelerator.device)
+    with accelerator.main_process_first():
+        pairs = recipe.pairs(config)
+        model = recipe.encoders(config).to(accelerator.device)
+    objective = recipe.objective(config)
+    if config.run.dry_run:
+        if main:
+            show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)
+        return directory
+    if main:
+        start_run(directory, config)
+    accelerator.wait_for_everyone()
+    if config.run.log_with:
+        accelerator.init_trackers("clipkit", config.to_dict())
+    readers = make_readers(model, pairs.train, pairs.held_out, config, console.progress)
+    trainer = Trainer(config, directory, model, objective, readers, accelerator, arithmetic, console, checkpoint)
+    baseline = trainer.measure_before()
+    outcome = trainer.train()
+    accelerator.end_training()
+    if outcome.stopped:
+        console.say(
+            f"stopped at step {outcome.step} ({outcome.stopped}); the checkpoint is whole: continue with --resume auto"
+        )
+        return directory
+    show_results(trainer, baseline, outcome)
+    return directory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    from clipkit.options import parse_training
+
+    try:
+        recipe, config = parse_training(sys.argv[1:] if arguments is None else arguments)
+        run(recipe, config)
+    except ClipkitError as error:
+        print(f"clipkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("clipkit: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
