@@ -40,11 +40,7 @@ __all__ = ["Aligner", "Classifier", "ClipkitError", "Config", "Index", "load", "
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'clipkit' has no attribute {name!r}")
-    # `clipkit.train` is a module as well (the script of the main job), and importing a submodule sets the attribute
-    # of that name on the package: fetch the function from its home and pin it here, so that the function wins.
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

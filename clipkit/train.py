@@ -6,6 +6,7 @@ Reads the config, builds the run, runs it.
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -42,6 +43,16 @@ def train(recipe: str | Recipe = "starter", **settings: Any) -> Path:
     if not isinstance(config, Config):
         raise ClipkitError(f"config is a {type(config).__name__}; give a clipkit.Config")
     return run(chosen, config.replace(**settings))
+
+
+class _Callable(types.ModuleType):
+    """``clipkit.train`` is this module as soon as anything imports it, and the function to everybody else."""
+
+    def __call__(self, recipe: str | Recipe = "starter", **settings: Any) -> Path:
+        return train(recipe, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 def run(recipe: Recipe, config: Config) -> Path:

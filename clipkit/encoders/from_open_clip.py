@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from clipkit.encoders.dual import DualEncoder, Tower
 from clipkit.encoders.text_length import prove_cut
@@ -34,7 +34,11 @@ class CausalText(nn.Module):
         length = tokens.shape[1]
         if mask is None or mask.shape[0] == length or getattr(self.tower, "cls_emb", None) is not None:
             return self.tower(tokens)
-        return functional_call(self.tower, {"attn_mask": mask[:length, :length]}, (tokens,))
+        # A shallow copy with a mask of its own: swapping the shared buffer (as functional_call does) would pull it
+        # from under another thread that encodes at the same time.
+        tower = copy.copy(self.tower)
+        tower._buffers = {**self.tower._buffers, "attn_mask": mask[:length, :length]}
+        return tower(tokens)
 
 
 def open_clip_names() -> list[str]:

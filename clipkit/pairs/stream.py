@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.order import Order, mix, piece, sample_seed
+from clipkit.pairs.order import Order, mix_int, piece, sample_seed
 from clipkit.pairs.shards import ShardSet
 
 CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds
@@ -127,7 +127,7 @@ class PairReader:
                 bad.append(Bad(tried, self.shards.where(tried), str(error)))
                 if not self.substitute:
                     raise _LeftOut from None
-                tried = int(mix(self.seed, epoch, sample, SUBSTITUTE, attempt) % np.uint64(len(self.shards)))
+                tried = mix_int(self.seed, epoch, sample, SUBSTITUTE, attempt) % len(self.shards)
         raise ClipkitError(
             f"{bad[-1].reason}; {_TRIES} samples in a row were bad: check the data before training on it"
         )

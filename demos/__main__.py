@@ -1,0 +1,77 @@
+"""``python -m demos`` and ``clipkit demo``: which model, which pictures, which address."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from clipkit.errors import ClipkitError
+from clipkit.inference import Aligner, Index, load
+from clipkit.training.console import Console
+
+DEFAULT_RUN = "runs/starter"
+INDEX = "index"  # the folder of a run that holds the index of its held-out pictures
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Open a page to search, match and classify pictures with a model."""
+
+    run: tyro.conf.Positional[str] = DEFAULT_RUN
+    """Run directory, or whatever else `clipkit search --model` takes."""
+    folder: Path | None = None
+    """Folder of pictures to search. Default: the pictures that the run was tested on."""
+    index: Path | None = None
+    """Index made by `clipkit index`, instead of a folder."""
+    pretrained: str | None = None
+    """Weights, for open_clip names."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: the best there is."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reached from this machine only; 0.0.0.0 is everybody's."""
+    port: int = 7860
+    """Port to listen on."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the demo until it is interrupted; returns the exit status.
+
+    Raises:
+        ClipkitError: no such run, folder or index, or a port that is taken.
+    """
+    options = tyro.cli(Demo, args=arguments, prog="clipkit demo")
+    if options.folder is not None and options.index is not None:
+        raise ClipkitError("--folder and --index both say what to search; give one of them")
+    if options.run == DEFAULT_RUN and not Path(DEFAULT_RUN).exists():
+        raise ClipkitError(f"{DEFAULT_RUN}: no such run here; train it with `clipkit train`, or name another run")
+    model = load(options.run, options.pretrained, device=options.device)
+    index = find_index(model, options.run, options.folder, options.index)
+
+    from demos.app import build_app, serve
+
+    serve(build_app(model, index), options.host, options.port)
+    return 0
+
+
+def find_index(model: Aligner, run: str, folder: Path | None, index: Path | None) -> Index | None:
+    """What there is to search: the folder, the index, the run's own pictures, or nothing."""
+    if folder is not None:
+        built = Index.build(model, folder, Console(speaks=True).progress)
+        for reason in built.skipped[:5]:
+            print(f"clipkit: skipped {reason}", file=sys.stderr)
+        if len(built.skipped) > 5:
+            print(f"clipkit: skipped {len(built.skipped) - 5} more", file=sys.stderr)
+        return built
+    own = Path(run) / INDEX
+    if index is None and not own.is_dir():
+        return None
+    return Index.open(index or own, model)
+
+
+if __name__ == "__main__":
+    from clipkit.cli import main as clipkit
+
+    sys.exit(clipkit(["demo", *sys.argv[1:]]))

@@ -1,0 +1,93 @@
+"""Fields that take and show pictures, and the limits that all pages share."""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from typing import Any
+
+import gradio as gr
+from gradio.component_meta import ComponentMeta
+from gradio.data_classes import ImageData
+from gradio_client.utils import is_http_url_like
+
+GROUP = "model"  # calls that use the model wait for each other, whatever page they come from
+AT_ONCE = 1  # model calls at a time: torch uses all cores for one
+
+_EXAMPLE: dict[str, Any] = {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
+
+
+def picture_field(label: str) -> gr.Image:
+    """A field for one picture; the function gets its path, or None."""
+    return _Image(
+        label=label,
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=200,
+        buttons=["fullscreen"],
+        alt_text=label,
+        elem_classes="ck-upload",
+    )
+
+
+def pictures_field(label: str) -> gr.Gallery:
+    """A field for several pictures; the function gets their paths, or None."""
+    return _Gallery(
+        label=label,
+        type="filepath",
+        file_types=["image"],
+        interactive=True,
+        columns=3,
+        height=260,
+        object_fit="contain",
+        buttons=[],
+        elem_classes="ck-upload",
+    )
+
+
+def found_pictures(label: str) -> gr.Gallery:
+    """Where found pictures are shown, each with a line of text."""
+    return _Gallery(
+        label=label,
+        interactive=False,
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        buttons=["fullscreen"],
+        elem_classes="ck-found",
+    )
+
+
+def _path(self: gr.Image, payload: ImageData | None) -> str | None:
+    """The upload as it is: Gradio would open it, and say less clearly what is wrong with it."""
+    return payload.path if payload is not None else None
+
+
+def _paths(self: gr.Gallery, payload: Any) -> list[str] | None:
+    items = [getattr(item, "image", None) or item.video for item in payload.root] if payload is not None else []
+    return [item.path for item in items] or None
+
+
+def _uploads_only(base: type[Any], **methods: Any) -> Any:
+    """A kind of ``base`` that leaves addresses alone, for ``check_picture`` to refuse; Gradio would fetch them.
+
+    It goes past Gradio's metaclass, which writes a stub file beside the module of each subclass, and it keeps the
+    name and module of ``base``, by which the page finds the component.
+    """
+
+    async def move(self: Any, path: Any) -> str | None:
+        if path is not None and is_http_url_like(str(path)):
+            return str(path)
+        moved: str | None = await base.async_move_resource_to_block_cache(self, path)
+        return moved
+
+    attributes = {"__module__": base.__module__, "async_move_resource_to_block_cache": move, **methods}
+    return ABCMeta.__new__(ComponentMeta, base.__name__, (base,), attributes)
+
+
+# The example is what the API page shows; Gradio's own is a picture on another host
+_Image = _uploads_only(
+    gr.Image, preprocess=_path, example_payload=lambda self: _EXAMPLE, example_value=lambda self: None
+)
+_Gallery = _uploads_only(
+    gr.Gallery, preprocess=_paths, example_payload=lambda self: [{"image": _EXAMPLE}], example_value=lambda self: None
+)

@@ -1,0 +1,57 @@
+"""A tiny untrained model, a few pictures, and the app of both served on a free port."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import demos  # first: it switches Gradio's analytics off  # noqa: F401
+from clipkit.config import ModelConfig
+from clipkit.encoders import build
+from clipkit.inference import Aligner, Index
+
+COLOURS = ("red", "green", "blue", "orange", "purple", "grey")
+
+
+@pytest.fixture(scope="session")
+def model() -> Aligner:
+    """Random weights, the same ones each time."""
+    return Aligner(build(ModelConfig(model="small")), "tiny")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A picture of each colour, by name."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = {colour: folder / f"{colour}.png" for colour in COLOURS}
+    for colour, path in paths.items():
+        Image.new("RGB", (160, 120), colour).save(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def index(model: Aligner, pictures: dict[str, Path]) -> Index:
+    """The coloured pictures, indexed."""
+    return Index.build(model, pictures["red"].parent)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def address(model: Aligner, index: Index, free_port: int) -> Iterator[str]:
+    """The app, served."""
+    from demos.app import build_app, serve
+
+    app = build_app(model, index)
+    yield serve(app, port=free_port, block=False)
+    app.close(verbose=False)

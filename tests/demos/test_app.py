@@ -1,0 +1,188 @@
+"""The served app, as its page and as a client of its API see it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.exceptions import ValidationError as FieldError
+from PIL import Image
+
+import demos
+from clipkit.errors import ClipkitError
+from clipkit.inference import Aligner, Index
+from demos.app import build_app, serve
+from demos.fields import picture_field, pictures_field
+
+Pictures = dict[str, Path]
+ERRORS = (AppError, FieldError)
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Client:
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+def uploads(*paths: Path) -> list[dict[str, Any]]:
+    return [{"image": handle_file(str(path)), "caption": None} for path in paths]
+
+
+def get(address: str) -> tuple[int, str, Any]:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as response:
+            return response.status, response.read().decode("utf-8", "replace"), response.headers
+    except urllib.error.HTTPError as error:
+        return error.code, "", error.headers
+
+
+def test_endpoints_have_stable_names(client: Client) -> None:
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
+        "/search": ["words", "picture", "count"],
+        "/match": ["pictures", "captions"],
+        "/classify": ["pictures", "labels", "templates"],
+    }
+
+
+def test_search_by_words_gives_what_the_index_gives(client: Client, index: Index) -> None:
+    gallery, data = client.predict("a red square", None, 4, api_name="/search")
+    hits = index.search("a red square", 4)
+    assert [row["key"] for row in data] == [hit.key for hit in hits]
+    assert [row["score"] for row in data] == pytest.approx([hit.score for hit in hits], abs=1e-4)
+    assert [item["caption"] for item in gallery] == [f"{hit.score:.3f}  {hit.key}" for hit in hits]
+
+
+def test_search_by_picture_finds_the_picture(client: Client, pictures: Pictures) -> None:
+    _, data = client.predict("", handle_file(str(pictures["blue"])), 2, api_name="/search")
+    assert data[0]["key"] == "blue.png"
+    assert data[0]["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_match_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
+    paths = [pictures["red"], pictures["green"], pictures["grey"]]
+    captions = ["a red square", "<b>green</b>"]
+    html, data = client.predict(uploads(*paths), "a red square\n\n  <b>green</b> \n", api_name="/match")
+    expected = model.match(paths, captions)
+    np.testing.assert_allclose(data["matrix"], expected.matrix, atol=1e-4)
+    assert data["captions"] == captions
+    assert data["best_caption"] == expected.best_caption.tolist()
+    assert data["best_picture"] == expected.best_image.tolist()
+    assert [tuple(pair) for pair in data["assignment"]] == expected.assignment
+    assert f"{expected.matrix[0, 0]:.3f}" in html
+    assert "&lt;b&gt;green" in html and "<b>green" not in html
+
+
+def test_classify_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
+    paths = [pictures["red"], pictures["green"]]
+    html, data = client.predict(uploads(*paths), "cat\ndog\nbird", "a photo of a {}.", api_name="/classify")
+    expected = model.classifier(["cat", "dog", "bird"], "photo").top_k(paths, 3)
+    for row, best in zip(data, expected, strict=True):
+        assert [entry["label"] for entry in row["labels"]] == [label for label, _ in best]
+        assert [entry["probability"] for entry in row["labels"]] == pytest.approx([p for _, p in best], abs=1e-3)
+    assert html.count("<li>") == 6
+
+
+def test_users_at_the_same_time_get_their_own_answers(client: Client, index: Index) -> None:
+    queries = [f"{word} {n}" for n in range(5) for word in ("red", "green", "blue", "grey")]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda query: client.predict(query, None, 1, api_name="/search")[1][0], queries))
+    for query, answer in zip(queries, answers, strict=True):
+        assert answer["score"] == pytest.approx(index.search(query, 1)[0].score, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "picture", "message"),
+    [
+        ("  ", None, "type what you look for"),
+        ("red", "red", "both given"),
+        ("x" * 2000, None, "at most 1,000"),
+        ("", "broken", "broken.png: not a picture"),
+    ],
+)
+def test_search_errors(
+    client: Client, pictures: Pictures, tmp_path: Path, words: str, picture: str | None, message: str
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    path = {None: None, "broken": broken}.get(picture) or (pictures[picture] if picture else None)
+    with pytest.raises(ERRORS, match=message):
+        client.predict(words, handle_file(str(path)) if path else None, 3, api_name="/search")
+
+
+def test_match_and_classify_errors(client: Client, pictures: Pictures) -> None:
+    red = uploads(pictures["red"])
+    with pytest.raises(ERRORS, match="no picture yet"):
+        client.predict([], "a cat", api_name="/match")
+    with pytest.raises(ERRORS, match="no caption yet"):
+        client.predict(red, " \n ", api_name="/match")
+    with pytest.raises(ERRORS, match="at most 24"):
+        client.predict(red * 25, "a cat", api_name="/match")
+    with pytest.raises(ERRORS, match="'cat' is there twice"):
+        client.predict(red, "cat\ndog\ncat", "a {}", api_name="/classify")
+    with pytest.raises(ERRORS, match=r"needs exactly one \{\}"):
+        client.predict(red, "cat\ndog", "a photo", api_name="/classify")
+
+
+def test_a_damaged_picture_is_named_without_its_folder(client: Client, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    Image.effect_noise((300, 300), 80).save(whole)
+    cut.write_bytes(whole.read_bytes()[:9000])  # the header is good, so this shows only in decoding
+    with pytest.raises(ERRORS, match=r"^.?cut\.jpg: cannot be read as a picture"):
+        client.predict(uploads(cut), "a cat", api_name="/match")
+
+
+def test_addresses_are_not_fetched(client: Client) -> None:
+    remote = handle_file("https://example.com/a.png")
+    with pytest.raises(ERRORS, match="addresses are not fetched"):
+        client.predict("", remote, 3, api_name="/search")
+    with pytest.raises(ERRORS, match="addresses are not fetched"):
+        client.predict([{"image": remote, "caption": None}], "a cat", api_name="/match")
+
+
+def test_a_field_that_gradio_makes_anew_still_fetches_nothing() -> None:
+    for field in (picture_field("a"), pictures_field("b")):
+        anew = type(field)(label="as Gradio does for a session whose fields an example has filled in")
+        address = "https://example.com/a.png"
+        assert asyncio.run(anew.async_move_resource_to_block_cache(address)) == address
+    assert not list(Path(demos.__file__).parent.glob("*.pyi")), "Gradio has written a stub file"
+
+
+def test_the_page_names_no_other_host(address: str) -> None:
+    status, html, headers = get(address)
+    assert status == 200
+    hosts = set(re.findall(r"https?://([^/\"'\\\s<>]+)", html))
+    assert hosts <= {address.split("/")[2], "localhost"}
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    theme = get(f"{address}theme.css")[1]
+    assert not re.search(r"url\(['\"]?(https?:)?//|@import", theme)
+
+
+def test_only_files_of_the_app_are_served(address: str, pictures: Pictures, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for path in (secret, pictures["red"], Path("/etc/passwd"), Path.cwd() / "pyproject.toml"):
+        assert get(f"{address}gradio_api/file={path}")[0] in (403, 404), path
+
+
+def test_without_an_index_search_says_what_to_do(model: Aligner) -> None:
+    app = build_app(model)
+    search = next(fn for fn in app.fns.values() if fn.api_name == "search")
+    with pytest.raises(Exception, match="--folder PICTURES"):
+        search.fn("red", None, 3)
+
+
+def test_a_taken_port_is_one_line(model: Aligner, address: str, free_port: int) -> None:
+    with pytest.raises(ClipkitError, match=f"port {free_port} cannot be used"):
+        serve(build_app(model), port=free_port, block=False)
+    with pytest.raises(ClipkitError, match="from 1 to 65535"):
+        serve(build_app(model), port=99_999, block=False)

@@ -1,0 +1,355 @@
+"""Pictures against PIL and against open_clip's own preprocessing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from clipkit.errors import ClipkitError
+from clipkit.pairs import PictureSpec, decode_image, fit, normalize, random_crop, reference_pixels
+from clipkit.pairs.decode import open_picture
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Something like a photograph: smooth shapes, edges, a little noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    waves = [np.sin(2 * np.pi * (a * x + b * y) + c) for a, b, c in rng.uniform(0.5, 5, (3, 3))]
+    values = np.stack(waves, -1) * 80 + 128 + rng.normal(0, 4, (height, width, 3))
+    values[(x - 0.5) ** 2 + (y - 0.3) ** 2 < 0.02] = (250, 20, 30)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def by_pil(data: bytes) -> Tensor:
+    return F.pil_to_tensor(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Largest and mean difference, in 255ths."""
+    assert a.shape == b.shape
+    d = (a.double() - b.double()).abs()
+    return float(d.max()), float(d.mean())
+
+
+def message(function: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(ClipkitError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}, {"optimize": True}]
+)
+def test_jpeg_is_as_pil_has_it(options: dict[str, object]) -> None:
+    for size in ((500, 375), (33, 57), (8, 8), (1, 1)):
+        data = encoded(photo(*size), "JPEG", **options)
+        got = decode_image(data)
+        assert got.dtype == torch.uint8 and got.shape == (3, size[1], size[0])
+        assert distance(got, by_pil(data))[0] <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpeg_of_other_colours(mode: str) -> None:
+    data = encoded(photo(64, 48).convert(mode), "JPEG", quality=95)
+    assert distance(decode_image(data), by_pil(data))[0] <= 2
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_other_formats_are_exact(format: str) -> None:
+    data = encoded(photo(64, 48), format, **({"lossless": True} if format == "WEBP" else {}))
+    assert torch.equal(decode_image(data), by_pil(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LAB"])
+def test_modes_without_transparency(mode: str) -> None:
+    format = "TIFF" if mode in ("CMYK", "LAB") else "PNG"
+    data = encoded(photo(40, 30).convert(mode), format)
+    assert torch.equal(decode_image(data), by_pil(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_as_their_exif_says(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker's name that is long enough to be stored elsewhere"
+    exif[0x0112] = orientation
+    options = {"quality": 95} if format in ("JPEG", "WEBP") else {}
+    upright = encoded(photo(60, 40), format, **options)
+    data = encoded(photo(60, 40), format, exif=exif.tobytes(), **options)
+    got = decode_image(data)
+    assert got.shape == ((3, 40, 60) if orientation < 5 else (3, 60, 40))
+    assert distance(got, by_pil(data))[0] <= 2
+    assert (distance(got, by_pil(upright))[1] < 1 if got.shape[1] == 40 else False) == (orientation == 1)
+
+
+def test_exif_of_either_byte_order() -> None:
+    data = encoded(photo(60, 40), "JPEG")
+    for mark, order in ((b"II*\0", "<"), (b"MM\0*", ">")):
+        entry = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 6, 0)
+        tiff = mark + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+        block = b"Exif\0\0" + tiff
+        turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
+        assert decode_image(turned).shape == (3, 60, 40)
+        for cut in (7, 10, 20, 25):  # a damaged EXIF block does no harm
+            short = b"Exif\0\0" + tiff[:cut]
+            decode_image(data[:2] + b"\xff\xe1" + struct.pack(">H", len(short) + 2) + short + data[2:])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparency_lies_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 1))
+    image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 0), (0, 0, 200, 255)])
+    options = {}
+    if mode == "LA":
+        image = image.convert("LA")
+    elif mode == "P":
+        colours = Image.new("P", (4, 1))
+        colours.putpalette([200, 0, 0, 1, 2, 3, 0, 0, 200])
+        colours.putdata([0, 1, 1, 2])
+        image, options = colours, {"transparency": 1}
+    elif mode in ("RGB", "L"):
+        flat = Image.new(mode, (4, 1))
+        flat.putdata([(200, 0, 0), (9, 9, 9), (9, 9, 9), (0, 0, 200)] if mode == "RGB" else [60, 9, 9, 23])
+        image, options = flat, {"transparency": (9, 9, 9) if mode == "RGB" else 9}
+    got = decode_image(encoded(image, "PNG", **options))
+    assert got[:, 0, 1].tolist() == got[:, 0, 2].tolist() == [255, 255, 255]
+    if mode in ("RGBA", "P", "RGB"):
+        assert got[:, 0, 0].tolist() == [200, 0, 0] and got[:, 0, 3].tolist() == [0, 0, 200]
+
+
+def test_half_transparency_blends_with_white() -> None:
+    data = encoded(Image.new("RGBA", (2, 2), (100, 0, 0, 128)), "PNG")
+    expected = torch.tensor([255 - 155 * 128 / 255, 127, 127])
+    assert (decode_image(data)[:, 0, 0].float() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("top", [65535, 40_000, 200])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_by_their_range(top: int, format: str) -> None:
+    """A dark picture stays dark: the scale is that of 16 bits, not of the brightest pixel."""
+    values = np.linspace(0, top, 64, dtype=np.uint16).reshape(8, 8)
+    got = decode_image(encoded(Image.fromarray(values), format))
+    expected = torch.tensor((values / 257).astype(np.float32)).expand(3, 8, 8)
+    assert distance(got, expected)[0] <= 1
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [photo(20, 20, n) for n in range(3)]
+    for format in ("GIF", "WEBP"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert decode_image(data).shape == (3, 20, 20)
+        assert distance(decode_image(data), by_pil(encoded(frames[0], format, **options)))[1] < 3
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_truncated_pictures_are_refused(format: str) -> None:
+    data = encoded(photo(200, 150), format)
+    for share in (0.02, 0.3, 0.6, 0.9):
+        assert "a.tar/k.jpg" in message(decode_image, data[: int(len(data) * share)], "a.tar/k.jpg")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"no picture at all" * 50, b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x10JFIF"]
+)
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    said = message(decode_image, data, "a.tar/k.jpg")
+    assert said.startswith("a.tar/k.jpg: ")
+
+
+def test_damaged_pictures_never_raise_anything_else() -> None:
+    rng = np.random.default_rng(0)
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+        good = encoded(photo(40, 30), format)
+        for _ in range(40):
+            data = bytearray(good)
+            for at in rng.integers(0, len(data), 3):
+                data[at] = rng.integers(0, 256)
+            try:
+                got = decode_image(bytes(data), "k")
+                assert got.dtype == torch.uint8 and got.shape[0] == 3
+            except ClipkitError as error:
+                assert str(error).startswith("k: ")
+
+
+def huge_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+def huge_jpeg(width: int, height: int) -> bytes:
+    data = bytearray(encoded(photo(16, 16), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("size", [(15_000, 15_000), (65_000, 65_000)])
+@pytest.mark.parametrize("make", [huge_png, huge_jpeg])
+def test_huge_pictures_are_refused_before_anything_is_allocated(
+    make: Callable[[int, int], bytes], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import clipkit.pairs.decode as module
+
+    data = make(*size)
+    monkeypatch.setattr(module, "decode_jpeg", lambda *a, **k: pytest.fail("the picture was decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("the picture was loaded"))
+    tracemalloc.start()
+    try:
+        said = message(decode_image, data, "a.tar/k.png")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert "a.tar/k.png" in said and "pixels" in said
+
+
+def test_a_picture_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    photo(20, 10).save(path)
+    assert open_picture(path, "a.png").size == (20, 10)
+    assert "b.png" in message(open_picture, tmp_path / "b.png", "b.png")
+    (tmp_path / "c.png").write_bytes(b"")
+    assert "c.png" in message(open_picture, tmp_path / "c.png", "c.png")
+
+
+SPECS = [
+    PictureSpec(size=64),
+    PictureSpec(size=64, resize="squash", interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
+    PictureSpec(size=64, resize="longest", fill=114),
+    PictureSpec(size=64, interpolation="bilinear"),
+]
+SIZES = [
+    (500, 375),
+    (375, 500),
+    (64, 64),
+    (333, 101),
+    (101, 333),
+    (30, 50),
+    (64, 200),
+    (65, 64),
+    (257, 193),
+    (300, 200),
+    (200, 299),
+]
+
+
+def open_clip_transform(spec: PictureSpec) -> Callable[[Image.Image], Tensor]:
+    from open_clip.transform import image_transform
+
+    return image_transform(
+        spec.size, is_train=False, mean=spec.mean, std=spec.std, resize_mode=spec.resize,
+        interpolation=spec.interpolation, fill_color=spec.fill,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.resize}-{s.interpolation}")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_fast_view_is_close_to_open_clips(spec: PictureSpec, size: tuple[int, int]) -> None:
+    """No pixel off by more than 3 of 255 (decoder and resize together), 0.5 on average: JPEG, then PNG."""
+    image = photo(*size, seed=sum(size))
+    std = torch.tensor(spec.std).view(3, 1, 1)
+    for format in ("JPEG", "PNG"):
+        data = encoded(image, format)
+        theirs = open_clip_transform(spec)(Image.open(io.BytesIO(data)))
+        view = fit(decode_image(data), spec)
+        assert view.dtype == torch.uint8 and view.shape == (3, 64, 64)
+        ours = normalize(view[None], spec)[0]
+        assert ours.dtype == torch.float32
+        largest, mean = distance(ours * std * 255, theirs * std * 255)
+        assert largest <= 3 and mean <= 0.5
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.resize}-{s.interpolation}")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_reference_without_a_library_is_pils(spec: PictureSpec, size: tuple[int, int]) -> None:
+    image = photo(*size, seed=sum(size))
+    ours, theirs = reference_pixels(image, spec), open_clip_transform(spec)(image)
+    assert ours.dtype == torch.float32 and ours.shape == (3, 64, 64)
+    assert distance(ours, theirs)[0] < 1e-5
+
+
+def test_a_towers_own_reference_is_used() -> None:
+    spec = PictureSpec(size=8, reference=lambda image: torch.full((3, 8, 8), float(image.width)))
+    assert torch.equal(reference_pixels(photo(20, 10), spec), torch.full((3, 8, 8), 20.0))
+
+
+def test_normalize() -> None:
+    spec = PictureSpec(mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0))
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 2, 2)
+    got = normalize(pixels, spec)
+    assert got.dtype == torch.float32
+    assert got[:, :, 0, 0].tolist() == [[0.0, -1.0, -0.5], [1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+def test_thin_pictures_are_not_blown_up(resize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of 1 x 20,000 pixels must not become one of 224 x 4,480,000 before its centre is cut out."""
+    from clipkit.pairs import decode as module
+
+    asked: list[int] = []
+    resize_really = module.F.resize
+
+    def resize_spy(image: Tensor, size: list[int], **options: object) -> Tensor:
+        asked.append(size[0] * size[1])
+        if asked[-1] > 10_000_000:
+            return torch.zeros(3, 224, 224, dtype=torch.uint8)
+        return resize_really(image, size, **options)
+
+    monkeypatch.setattr(module.F, "resize", resize_spy)
+    spec = PictureSpec(size=224, resize=resize)  # type: ignore[arg-type]
+    for shape in ((3, 1, 20_000), (3, 20_000, 1)):
+        image = torch.zeros(shape, dtype=torch.uint8)
+        assert fit(image, spec).shape == (3, 224, 224)
+        assert random_crop(image, spec, seed=1, scale=(0.9, 1.0)).shape == (3, 224, 224)
+    assert max(asked) <= 10_000_000
+
+
+def test_random_crops_are_drawn_from_the_seed_alone() -> None:
+    image, spec = F.pil_to_tensor(photo(90, 60)), PictureSpec(size=32)
+    torch.manual_seed(0)
+    first = [random_crop(image, spec, seed, (0.4, 1.0)) for seed in range(20)]
+    torch.manual_seed(1)
+    np.random.seed(3)
+    again = [random_crop(image, spec, seed, (0.4, 1.0)) for seed in range(20)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({a.numpy().tobytes() for a in first}) == 20
+    assert all(a.shape == (3, 32, 32) and a.dtype == torch.uint8 for a in first)
+
+
+def test_random_crops_keep_to_their_scale() -> None:
+    """A picture whose channels hold x and y shows which part was cut out."""
+    height, width = 120, 160
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image, spec = torch.stack([x, y, x]).to(torch.uint8), PictureSpec(size=32, interpolation="bilinear")
+    lefts = []
+    for seed in range(200):
+        crop = random_crop(image, spec, seed, (0.3, 0.5)).float()
+        crop_width = float(crop[0, :, -1].mean() - crop[0, :, 0].mean()) * 32 / 31
+        crop_height = float(crop[1, -1].mean() - crop[1, 0].mean()) * 32 / 31
+        assert 0.26 < crop_width * crop_height / (width * height) < 0.54
+        assert 0.68 < crop_width / crop_height < 1.48
+        lefts.append(float(crop[0, :, 0].mean()))
+    assert min(lefts) < 10 and max(lefts) > 50
