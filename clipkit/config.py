@@ -225,7 +225,7 @@ def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
     wanted = get_type_hints(cls)[name]
     if get_origin(wanted) is tuple:
         numbers = value if isinstance(value, (list, tuple)) else ()
-        if len(numbers) == len(get_args(wanted)) and all(isinstance(n, (int, float)) for n in numbers):
+        if len(numbers) == len(get_args(wanted)) and all(type(n) in (int, float) for n in numbers):
             return tuple(float(n) for n in numbers)
         raise ClipkitError(f"{path}: {name} is {value!r}; expected {len(get_args(wanted))} numbers, as [0.9, 1.0]")
     for option in get_args(wanted) or (wanted,):

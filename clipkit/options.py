@@ -53,12 +53,13 @@ def parse_training(arguments: list[str], prog: str = "clipkit train") -> tuple[R
 
 
 def _value(arguments: list[str], flag: str) -> str | None:
-    """The value of ``flag`` in ``arguments``, before they are parsed."""
+    """The value of ``flag`` in ``arguments``, before they are parsed; the last one, as for every other flag."""
+    value = None
     for i, argument in enumerate(arguments):
         if argument == flag:
             if i + 1 == len(arguments):
                 raise ClipkitError(f"{flag} needs a value")
-            return arguments[i + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
+            value = arguments[i + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.split("=", 1)[1]
+    return value

@@ -77,7 +77,7 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
     from clipkit.pairs import open_shards
 
     folder = Path(path)
-    if not any(c in path for c in "*?[{") and not folder.exists():
+    if not folder.exists() and not any(c in path for c in "*?[{"):
         raise ClipkitError(f"{path}: no such file or folder")
     is_table = folder.is_file() and folder.suffix.lower() != ".tar"
     is_pictures = folder.is_dir() and not any(folder.glob("*.tar")) and not any(folder.glob("*/*.tar"))

@@ -97,8 +97,12 @@ def rebuild(folder: Path) -> DualEncoder:
     path = folder / MODEL_FILE
     if not path.is_file():
         raise ClipkitError(f"{folder}: no {MODEL_FILE}, so this is no clipkit checkpoint")
-    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kind, saved = described["kind"], folder / TOWER_FOLDER
+    saved = folder / TOWER_FOLDER
+    try:
+        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = described["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise ClipkitError(f"{path}: damaged, it does not describe a model; use another checkpoint") from None
     if kind == "open_clip":
         model = from_open_clip(
             described["name"], config=described["config"], picture=described["picture"], tokenizer_folder=saved

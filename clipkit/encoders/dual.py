@@ -173,7 +173,9 @@ def _unit(features: Tensor) -> Tensor:
 
 def _in_pieces(encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None) -> Tensor:
     def run(piece: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=autocast) if autocast else nullcontext():
+        # Without its cache of cast weights, which outlives the piece whenever any autocast is around the model: the
+        # pieces' gradients would meet in that copy and be added up in bf16.
+        with torch.autocast(x.device.type, autocast, cache_enabled=False) if autocast else nullcontext():
             return encode(piece)
 
     if size is None or len(x) <= size or not torch.is_grad_enabled():

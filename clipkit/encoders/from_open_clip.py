@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipkit.encoders.dual import DualEncoder, Tower
@@ -28,6 +29,10 @@ class CausalText(nn.Module):
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self.tower = tower
+
+    def extra_repr(self) -> str:
+        names = ("pool_type", "pad_id", "eos_id", "use_pad_mask", "heads")  # what the weights do not say
+        return ", ".join(f"{name}={getattr(self.tower, name)}" for name in names if hasattr(self.tower, name))
 
     def forward(self, tokens: Tensor) -> Tensor:
         mask = getattr(self.tower, "attn_mask", None)
@@ -64,7 +69,9 @@ def read_model_config(model: str) -> tuple[str, dict[str, Any]]:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ClipkitError(f"{model}: not valid JSON ({error})") from None
-        config = config.get("model_cfg", config) if isinstance(config, dict) else {}
+        if isinstance(config, dict) and isinstance(config.get("model_cfg"), dict):  # as on the hub
+            config = {**config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg") or {}}
+        config = config if isinstance(config, dict) else {}
         missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in config]
         if missing:
             raise ClipkitError(f"{model}: a model config needs {', '.join(missing)} (open_clip's format)")
@@ -119,7 +126,7 @@ def from_open_clip(
                 model, pretrained=pretrained, force_custom_text=True, force_image_size=image_size
             )
         else:
-            options = {k: v for k, v in config.items() if k != "custom_text"}
+            options = {k: v for k, v in config.items() if k not in ("custom_text", "preprocess_cfg")}
             vision = dict(config["vision_cfg"], **({"image_size": image_size} if image_size else {}))
             net = CustomTextCLIP(**{**options, "vision_cfg": vision, "text_cfg": text_config})
             if pretrained:
@@ -130,7 +137,7 @@ def from_open_clip(
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClipkitError(f"model {model!r} with weights {pretrained!r} could not be made: {first_line}") from None
 
-    preprocess = dict(getattr(net.visual, "preprocess_cfg", {}))
+    preprocess = {**getattr(net.visual, "preprocess_cfg", {}), **config.get("preprocess_cfg", {})}
     side = net.visual.image_size
     side = int(side[0] if isinstance(side, (tuple, list)) else side)
     preprocess["size"] = side
@@ -180,7 +187,27 @@ def _load_weights(net: nn.Module, model: str, pretrained: str) -> None:
         tags = open_clip.list_pretrained_tags_by_model(model)
         known = f"tags of {model}: {', '.join(tags)}" if tags else f"{model} has no pretrained tags"
         raise ClipkitError(f"no weights {pretrained!r}: neither a file nor a tag; {known}")
-    open_clip.load_checkpoint(net, str(path), strict=True)
+    own = _own_weights(path)
+    if own is not None:
+        net.load_state_dict(own)
+    else:
+        open_clip.load_checkpoint(net, str(path), strict=True)
+
+
+def _own_weights(path: Path) -> dict[str, Tensor] | None:
+    """The weights of a clipkit checkpoint (both towers in one file) under open_clip's names; None for other files."""
+    if path.suffix != ".safetensors":
+        return None
+    tensors = load_file(path)
+    if "log_scale" not in tensors:
+        return None
+    names = {"image.trunk.": "visual.", "text.trunk.tower.": "text.", "log_scale": "logit_scale", "bias": "logit_bias"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name != "bias":  # the sigmoid loss starts its own
+            old = next((prefix for prefix in names if name.startswith(prefix)), "")
+            renamed[names.get(old, "") + name[len(old) :]] = tensor.squeeze() if name == "log_scale" else tensor
+    return renamed
 
 
 def _tokenizer(text: dict[str, Any], folder: Path | None) -> Tokenizer:

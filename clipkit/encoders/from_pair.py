@@ -32,6 +32,9 @@ class PooledText(nn.Module):
         self.pad_id = pad_id
         self.pooling = pooling
 
+    def extra_repr(self) -> str:
+        return f"pad_id={self.pad_id}, pooling={self.pooling}"  # what the weights do not say, for the fingerprint
+
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 (B, L) -> (B, width)."""
         mask = (tokens != self.pad_id).long()

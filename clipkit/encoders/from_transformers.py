@@ -110,6 +110,7 @@ def _picture(processor: Any) -> PictureSpec:
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
         resize="squash" if squash else "shortest",
+        edge=int(size["shortest_edge"]) if "shortest_edge" in size else None,
         interpolation="bilinear" if int(processor.resample) == 2 else "bicubic",
         reference=reference,
     )

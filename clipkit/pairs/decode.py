@@ -26,6 +26,8 @@ from clipkit.errors import ClipkitError
 
 MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
 
+_THIN = 8  # times longer than wide before a picture is a strip
+
 Decode = Literal["fast", "reference"]
 
 
@@ -39,6 +41,7 @@ class PictureSpec:
         resize: ``shortest`` (shorter side to ``size``, then the centre), ``squash`` (both sides to ``size``) or
             ``longest`` (longer side to ``size``, the rest filled).
         interpolation: ``bicubic`` or ``bilinear``.
+        edge: length of the shorter side before the centre is cut out, for ``shortest``; default ``size``.
         fill: grey value (0-255) of what ``longest`` fills.
         reference: the tower's own library's preprocessing, PIL image -> float32 (3, size, size), for
             ``decode="reference"``; None uses PIL with the settings above.
@@ -49,12 +52,13 @@ class PictureSpec:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     resize: Literal["shortest", "squash", "longest"] = "shortest"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    edge: int | None = None
     fill: int = 0
     reference: Callable[[Image.Image], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the function."""
-        names = ("size", "mean", "std", "resize", "interpolation", "fill")
+        names = ("size", "mean", "std", "resize", "interpolation", "edge", "fill")
         return {n: list(v) if isinstance(v := getattr(self, n), tuple) else v for n in names}
 
     @classmethod
@@ -110,7 +114,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in RGB: transparency laid on white, 16-bit grey scaled to 8 bits."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        # I and F do not say their range; 16 bits do, however dark the picture is
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -125,11 +130,13 @@ def fit(image: Tensor, spec: PictureSpec) -> Tensor:
     size = spec.size
     if spec.resize == "squash":
         return _resize(image, size, size, spec)
-    side = min(height, width) if spec.resize == "shortest" else max(height, width)
-    # int(), not round(): the longer side as torchvision's and open_clip's Resize compute it
-    new_height, new_width = (size if n == side else int(size * n / side) for n in (height, width))
-    image = _resize(image, max(1, new_height), max(1, new_width), spec)
-    return F.center_crop(_pad(image, size, spec.fill), [size, size])
+    new_height, new_width = _fitted(height, width, spec)
+    if max(new_height, new_width) > _THIN * size:
+        # A strip: all but its middle is cut away below, so cut before it is blown up to gigabytes.
+        long = min(max(height, width), _THIN * min(height, width))
+        image = F.center_crop(image, [min(height, long), min(width, long)])
+        new_height, new_width = _fitted(*image.shape[-2:], spec)
+    return F.center_crop(_pad(_resize(image, new_height, new_width, spec), size, spec.fill), [size, size])
 
 
 def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float, float]) -> Tensor:
@@ -169,9 +176,8 @@ def reference_pixels(image: Image.Image, spec: PictureSpec) -> Tensor:
     if spec.resize == "squash":
         image = image.convert("RGB").resize((spec.size, spec.size), method)
         return normalize(F.pil_to_tensor(image)[None], spec)[0]
-    side = min(height, width) if spec.resize == "shortest" else max(height, width)
-    new_width, new_height = (spec.size if n == side else int(spec.size * n / side) for n in (width, height))
-    resized = image.convert("RGB").resize((max(1, new_width), max(1, new_height)), method)
+    new_height, new_width = _fitted(height, width, spec)
+    resized = image.convert("RGB").resize((new_width, new_height), method)
     pixels = _pad(F.pil_to_tensor(resized), spec.size, spec.fill)
     return normalize(F.center_crop(pixels, [spec.size, spec.size])[None], spec)[0]
 
@@ -181,6 +187,19 @@ def normalize(pixels: Tensor, spec: PictureSpec) -> Tensor:
     mean = torch.tensor(spec.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=pixels.device).view(1, -1, 1, 1)
     return (pixels.float() / 255 - mean) / std
+
+
+def _fitted(height: int, width: int, spec: PictureSpec) -> tuple[int, int]:
+    """Height and width of the whole picture when its shorter or longer side is ``spec.size``: as torchvision's
+    ``Resize`` computes them for the shorter side (cut off), and open_clip's for the longer (rounded)."""
+    if spec.resize == "shortest":
+        edge, side = spec.edge or spec.size, min(height, width)
+        return (
+            edge if height == side else int(edge * height / side),
+            edge if width == side else int(edge * width / side),
+        )
+    side = max(height, width)
+    return max(1, round(height * spec.size / side)), max(1, round(width * spec.size / side))
 
 
 def _resize(image: Tensor, height: int, width: int, spec: PictureSpec) -> Tensor:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from clipkit.pairs.tar import Damage, read_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 INDEX_FORMAT = 1
+INDEX_SUFFIX = ".index.npz"
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,7 @@ class ShardSet:
             ClipkitError: the bytes are not what the index says, or the json is no json.
         """
         shard, at = self.locate(i)
-        fd = self._open(i)
-        image, record, text = (os.pread(fd, int(size), int(start)) for start, size in shard.spans[at])
-        if len(image) != shard.spans[at, 0, 1]:
-            raise ClipkitError(f"{self.where(i)}: the shard is shorter than its index says; was it changed?")
+        image, record, text = (self._bytes(i, field) for field in range(3))
         meta, captions = _captions(record, text, self.where(i))
         return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
 
@@ -136,12 +135,18 @@ class ShardSet:
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""
+        return _captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
+
+    def _bytes(self, i: int, field: int) -> bytes:
+        """Picture (0), json (1) or txt (2) of sample ``i``."""
         shard, at = self.locate(i)
-        fd = self._open(i)
-        _, record, text = shard.spans[at]
-        return _captions(
-            os.pread(fd, int(record[1]), int(record[0])), os.pread(fd, int(text[1]), int(text[0])), self.where(i)
-        )
+        offset, size = (int(n) for n in shard.spans[at, field])
+        if not size:
+            return b""
+        data = os.pread(self._open(i), size, offset)
+        if len(data) != size:
+            raise ClipkitError(f"{self.where(i)}: the shard is shorter than its index says; was it changed?")
+        return data
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
@@ -155,6 +160,17 @@ class ShardSet:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = os.open(self.shards[shard].path, os.O_RDONLY)
         return self._files[shard]
+
+    def close(self) -> None:
+        """Close the shards' files; reading opens them again."""
+        files, self._files = self._files, {}
+        if self._pid == os.getpid():
+            for fd in files.values():
+                os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}, "_pid": -1}
@@ -186,7 +202,7 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
 def shard_paths(path: str | Path) -> list[Path]:
     """The tar files that ``path`` names, sorted by name."""
     text = str(path)
-    if re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
+    if not Path(text).exists() and re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
         import braceexpand
 
         paths = [Path(p) for p in braceexpand.braceexpand(text)]
@@ -194,8 +210,8 @@ def shard_paths(path: str | Path) -> list[Path]:
         if missing:
             raise ClipkitError(f"{missing[0]}: no such shard (from {text}; {len(missing)} of {len(paths)} are missing)")
         return paths
-    if any(c in text for c in "*?["):
-        paths = sorted(Path(p) for p in glob.glob(text))
+    if not Path(text).exists() and any(c in text for c in "*?["):
+        paths = sorted(Path(p) for p in glob.glob(text) if not p.endswith(INDEX_SUFFIX))
         if not paths:
             raise ClipkitError(f"{text}: no file matches")
         return paths
@@ -262,7 +278,7 @@ def _index(path: Path) -> ShardIndex:
     stat = path.stat()
     stamp = [INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]
     name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
-    places = [path.with_name(path.name + ".index.npz"), cache_dir() / "indexes" / f"{name}.npz"]
+    places = [path.with_name(path.name + INDEX_SUFFIX), cache_dir() / "indexes" / f"{name}.npz"]
     for place in places:
         try:
             with np.load(place, allow_pickle=False) as stored:
@@ -272,8 +288,8 @@ def _index(path: Path) -> ShardIndex:
                     return ShardIndex(
                         path, header["keys"], header["extensions"], spans, header["problems"], header["fingerprint"]
                     )
-        except (OSError, ValueError, KeyError):
-            continue
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # no index, or a damaged one: it is built again
     index = build_index(path)
     header = {
         "stamp": stamp,
@@ -301,6 +317,8 @@ def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], t
             raise ClipkitError(f"{where}: its .json is not valid JSON") from None
         if not isinstance(meta, dict):
             raise ClipkitError(f"{where}: its .json holds a {type(meta).__name__}, expected an object")
-    stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or ()
-    captions = [stored] if isinstance(stored, str) else list(stored)
+    stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or []
+    if not isinstance(stored, (str, list)):
+        raise ClipkitError(f"{where}: the captions in its .json are a {type(stored).__name__}, not a list of texts")
+    captions = [stored] if isinstance(stored, str) else stored
     return meta, tuple(" ".join(c.split()) for c in captions if isinstance(c, str) and c.strip())

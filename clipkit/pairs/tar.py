@@ -14,6 +14,8 @@ from pathlib import Path
 
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
+_EXTENDED = (b"x", b"g", b"L", b"K")  # PAX records and GNU long names: they speak of the next member
+_BODILESS = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no body follows, whatever their size says
 _SCAN = 1 << 20  # bytes read at a time while looking for the next header
 
 
@@ -46,7 +48,7 @@ def read_members(path: str | os.PathLike[str]) -> tuple[list[Member], list[Damag
     total = Path(path).stat().st_size
     with open(path, "rb", buffering=0) as file:
         fd = file.fileno()
-        position = 0
+        position = extended = 0
         long_name: str | None = None
         pax: dict[str, str] = {}
         while position + BLOCK <= total:
@@ -62,7 +64,18 @@ def read_members(path: str | os.PathLike[str]) -> tuple[list[Member], list[Damag
                 continue
             kind = header[156:157]
             body = position + BLOCK
-            if kind in (b"x", b"g", b"L", b"K"):
+            if kind in _BODILESS:
+                size = 0
+            elif kind not in _EXTENDED and pax.get("size", "").isdigit():
+                size = int(pax["size"])
+            if body + size > total:
+                # A header inside the claimed body means that the size is wrong; otherwise the file was cut short.
+                found = _find_header(fd, body, total)
+                damages.append(Damage(position, found, f"{_name(header)}: {size} bytes go past the end of the file"))
+                position, long_name, pax = found, None, {}
+                continue
+            if kind in _EXTENDED:
+                extended = position
                 data = os.pread(fd, size, body)
                 if kind == b"L":
                     long_name = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
@@ -70,18 +83,13 @@ def read_members(path: str | os.PathLike[str]) -> tuple[list[Member], list[Damag
                     pax = _pax(data)
                 position = body + _padded(size)
                 continue
-            size = int(pax.get("size", size))
-            if body + size > total:
-                # A header inside the claimed body means that the size is wrong; otherwise the file was cut short.
-                found = _find_header(fd, body, total)
-                damages.append(Damage(position, found, f"{_name(header)}: {size} bytes go past the end of the file"))
-                position, long_name, pax = found, None, {}
-                continue
             if kind in _REGULAR:
                 members.append(Member(pax.get("path") or long_name or _name(header), body, size))
             position, long_name, pax = body + _padded(size), None, {}
         if 0 < total - position < BLOCK:
             damages.append(Damage(position, total, "the file ends inside a block"))
+        elif long_name is not None or pax:
+            damages.append(Damage(extended, total, "the file ends between an extended header and its member"))
     return members, damages
 
 

@@ -25,7 +25,7 @@ from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import rank, world_size
 from clipkit.pairs import ReadPicture, ShardSet, decode_image, fit, normalize, shrink
 
-CPU_BATCH, BATCH = 8, 128  # a CPU's caches and allocator like small batches: 64 pictures at once take 2x as long
+CPU_BATCH, BATCH = 4, 128  # a CPU's caches and allocator like small batches: 64 pictures at once take 2x as long
 _PART = 8192  # encodings of a file: what a kill can lose
 
 Progress = Callable[[str, int, int], None]

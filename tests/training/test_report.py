@@ -147,7 +147,7 @@ def test_a_whole_run_on_one_page(tmp_path: Path) -> None:
     assert f"{100 * value['low']:.1f}–{100 * value['high']:.1f}" in page.text
     assert report["protocol"] in page.text and "names <alone>" in page.text and "majority" not in page.text
     assert "Zero-shot classification" in page.text and "mean per class" in page.text
-    captions = [caption for caption in page.named("figcaption")]
+    captions = list(page.named("figcaption"))
     assert len(captions) == len(page.named("svg")) == 7  # recall@k twice; loss, recall, temperature, lr, gradient
     assert "400 steps, 4 epochs, last loss 1.07" in page.text
 
