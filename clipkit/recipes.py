@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The training shards, and the held-out ones by split (``val`` is looked at during training, ``test`` after)."""
+    """The training shards, the held-out ones by split (``val`` is looked at during training, ``test`` after), and
+    what people should know about the data."""
 
     train: ShardSet
     held_out: dict[str, ShardSet]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,28 @@ def pairs_from_config(config: Config) -> Pairs:
             "paths and captions"
         )
     train, splits = open_data(config.data.train_data, config, "train")
+    notes = _skipped(config.data.train_data, splits)
     held_out: dict[str, ShardSet] = {}
     if config.data.val_data is not None:
-        held_out["val"] = open_data(config.data.val_data, config, "val")[0]
+        held_out["val"], made = open_data(config.data.val_data, config, "val")
+        notes += _skipped(config.data.val_data, made)
     elif splits is not None:
         from clipkit.pairs import open_shards
 
         held_out = {name: open_shards(splits / name) for name in ("val", "test") if (splits / name).is_dir()}
-    return Pairs(train, held_out)
+    return Pairs(train, held_out, tuple(notes))
+
+
+def _skipped(path: str, folder: Path | None) -> list[str]:
+    """What the shards made of ``path`` left out, as a line with the first reasons."""
+    import json
+
+    listed = folder / "skipped.jsonl" if folder else None
+    if listed is None or not listed.is_file():
+        return []
+    entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+    first = "; ".join(f"{e['file']}: {e['reason']}" for e in entries[:3])
+    return [f"{path}: left out {len(entries)} that cannot be used, listed in {listed} ({first})"]
 
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:

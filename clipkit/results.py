@@ -17,6 +17,7 @@ from clipkit.pairs import PairReader
 from clipkit.training.checkpoint import FOLDER, load_weights
 from clipkit.training.loop import Outcome, Trainer
 from clipkit.training.report import collect_examples, write_report
+from clipkit.training.run import read_metrics
 
 EVALUATION, REPORT, INDEX = "evaluation.json", "report.html", "index"
 
@@ -27,6 +28,9 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
     if outcome.best is not None and outcome.best != outcome.step:
         load_weights(trainer.model, run / FOLDER / f"step-{outcome.best}")
         say(f"the best validation recall was at step {outcome.best}; its weights are used from here on")
+    losses = [record["loss"] for record in read_metrics(run) if record.get("kind") == "train"]
+    if losses:
+        say(f"{outcome.step} steps done; loss {losses[0]:.3f} at the first, {losses[-1]:.3f} at the last")
     report = trainer.measure()
     if not trainer.accelerator.is_main_process:
         return

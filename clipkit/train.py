@@ -57,6 +57,7 @@ sys.modules[__name__].__class__ = _Callable
 
 def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
+    from dataclasses import replace
     from datetime import timedelta
 
     import torch
@@ -90,6 +91,8 @@ def run(recipe: Recipe, config: Config) -> Path:
     with accelerator.main_process_first():
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
+    for note in pairs.notes:
+        console.say(note)
     objective = recipe.objective(config)
     if config.run.dry_run:
         if main:
@@ -101,6 +104,10 @@ def run(recipe: Recipe, config: Config) -> Path:
     if config.run.log_with:
         accelerator.init_trackers("clipkit", config.to_dict())
     readers = make_readers(model, pairs.train, pairs.held_out, config, console.progress)
+    if readers.cached and accelerator.device.type == "cpu":
+        # Only heads are left to train, on matrices too small to share: one thread, whatever else the machine does.
+        arithmetic = replace(arithmetic, threads=1)
+        apply_arithmetic(arithmetic, accelerator.device)
     trainer = Trainer(config, directory, model, objective, readers, accelerator, arithmetic, console, checkpoint)
     baseline = trainer.measure_before()
     outcome = trainer.train()

@@ -25,6 +25,9 @@ class ClassesHead(nn.Module):
         temperature: softens the probabilities, so that a picture of something new is a mixture and not one class.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, width: int, classes: int, embed_dim: int, temperature: float = 2.0) -> None:
         super().__init__()
         self.temperature = temperature

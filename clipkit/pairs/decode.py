@@ -64,7 +64,8 @@ class PictureSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PictureSpec:
         """The inverse of ``to_dict``."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
 
 def decode_image(data: bytes, where: str = "picture") -> Tensor:
@@ -135,7 +136,7 @@ def fit(image: Tensor, spec: PictureSpec) -> Tensor:
         # A strip: all but its middle is cut away below, so cut before it is blown up to gigabytes.
         long = min(max(height, width), _THIN * min(height, width))
         image = F.center_crop(image, [min(height, long), min(width, long)])
-        new_height, new_width = _fitted(*image.shape[-2:], spec)
+        new_height, new_width = _fitted(image.shape[-2], image.shape[-1], spec)
     return F.center_crop(_pad(_resize(image, new_height, new_width, spec), size, spec.fill), [size, size])
 
 

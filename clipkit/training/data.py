@@ -25,10 +25,12 @@ from clipkit.training.locked import EitherView, Progress, all_captions, lock_ima
 
 @dataclass(frozen=True)
 class Readers:
-    """The training reader, and the evaluation reader of each held-out split."""
+    """The training reader, the evaluation reader of each held-out split, and whether both towers' encodings are
+    read from the cache."""
 
     train: PairReader
     held_out: dict[str, PairReader]
+    cached: bool = False
 
 
 def make_readers(
@@ -63,7 +65,7 @@ def make_readers(
         for name, shards in splits.items()
     }
     training = replace(readers.pop("train"), captions=config.data.captions, substitute=True)
-    return Readers(training, readers)
+    return Readers(training, readers, cached_images and model.text.locked)
 
 
 def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +28,11 @@ from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import rank, world_size
 from clipkit.pairs import ReadPicture, ShardSet, decode_image, fit, normalize, shrink
 
-CPU_BATCH, BATCH = 4, 128  # a CPU's caches and allocator like small batches: 64 pictures at once take 2x as long
+CPU_BATCH, BATCH = 4, 128  # a CPU's caches and allocator like small batches: 16 pictures at once take 1.5x as long
 _PART = 8192  # encodings of a file: what a kill can lose
 
+A = TypeVar("A")
+B = TypeVar("B")
 Progress = Callable[[str, int, int], None]
 
 
@@ -214,24 +219,51 @@ def _encode(
     label: str,
 ) -> None:
     device = next(tower.trunk.parameters()).device
+    on_cpu = device.type == "cpu"
+    threads = torch.get_num_threads() if on_cpu else 1
+    size = CPU_BATCH if on_cpu else BATCH
+    tower.trunk.eval()
+
+    def run(indices: list[int]) -> tuple[list[int], NDArray[np.float32] | None]:
+        good, batch = inputs(indices)
+        if not good:
+            return good, None
+        with torch.inference_mode():
+            return good, tower.trunk(batch.to(device)).float().cpu().numpy()
+
     done_keys: list[bytes] = []
     done_rows: list[NDArray[np.float32]] = []
-    tower.trunk.eval()
-    size = CPU_BATCH if device.type == "cpu" else BATCH
-    for start in range(0, len(missing), size):
-        good, batch = inputs(missing[start : start + size])
-        if good:
-            with torch.inference_mode():
-                done_rows.append(tower.trunk(batch.to(device)).float().cpu().numpy())
-            done_keys += [key for i in good if (key := keys[i]) is not None]
-        if progress is not None:
-            progress(label, min(start + size, len(missing)), len(missing))
-        if done_keys and (len(done_keys) >= _PART or start + size >= len(missing)):
-            store.add(done_keys, np.concatenate(done_rows))
-            done_keys, done_rows = [], []
+    pieces = [missing[start : start + size] for start in range(0, len(missing), size)]
+    done = 0
+    # Small batches side by side, each on one core: threads that share one small batch wait for each other at every
+    # layer, ten times as long as they compute when another program has one of the cores.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for piece, (good, rows) in zip(pieces, _in_order(pool, run, pieces, 2 * threads), strict=True):
+            if rows is not None:
+                done_rows.append(rows)
+                done_keys += [key for i in good if (key := keys[i]) is not None]
+            done += len(piece)
+            if progress is not None:
+                progress(label, done, len(missing))
+            if done_keys and (len(done_keys) >= _PART or done == len(missing)):
+                store.add(done_keys, np.concatenate(done_rows))
+                done_keys, done_rows = [], []
+    if on_cpu:
+        torch.set_num_threads(threads)
     if world_size() > 1:
         dist.barrier()
     store.refresh()
+
+
+def _in_order(pool: ThreadPoolExecutor, run: Callable[[A], B], items: list[A], ahead: int) -> Iterator[B]:
+    """``run`` of every item in order, at most ``ahead`` of them computed before they are asked for."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(run, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:
