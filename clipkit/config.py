@@ -220,6 +220,35 @@ def load_config(path: str | Path) -> Config:
     return Config().replace(**read_settings(path))
 
 
+def check_settings(config: Config) -> None:
+    """Refuse values that make no sense, by their flags.
+
+    Raises:
+        ClipkitError: the first of them.
+    """
+    flat = config.to_dict()
+    for name in ("batch_size", "micro_batch_size", "max_steps", "save_every", "eval_every", "log_every", "keep_last",
+                 "embed_dim", "image_size"):  # fmt: skip
+        if flat[name] is not None and flat[name] < 1:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be at least 1")
+    for name in ("workers", "wd", "grad_clip", "warmup"):
+        if flat[name] is not None and not flat[name] >= 0:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be 0 or more")
+    for name in ("lr", "epochs", "scale_init", "scale_max"):
+        if flat[name] is not None and not flat[name] > 0:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be above 0")
+    for name in ("beta1", "beta2"):
+        if not 0 <= flat[name] < 1:
+            raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")
+    low, high = flat["crop_scale"]
+    if not 0 < low <= high <= 1:
+        raise ClipkitError(
+            f"--crop-scale is {low} {high}; it must be two shares of the area, 0 < smaller <= larger <= 1"
+        )
+    if flat["precision"] not in get_args(Precision):
+        raise ClipkitError(f"--precision is {flat['precision']!r}; it is {', '.join(get_args(Precision))}")
+
+
 def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
     """``value`` as the type of field ``name``: YAML has no tuples, and reads ``1e-3`` as a string."""
     wanted = get_type_hints(cls)[name]

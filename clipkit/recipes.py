@@ -17,18 +17,18 @@ from clipkit.errors import ClipkitError, did_you_mean
 
 if TYPE_CHECKING:
     from clipkit.encoders import DualEncoder
-    from clipkit.pairs import ShardSet
+    from clipkit.pairs import Bad, ShardSet
     from clipkit.training.step import Objective
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The training shards, the held-out ones by split (``val`` is looked at during training, ``test`` after), and
-    what people should know about the data."""
+    what of the training data could not become a sample."""
 
     train: ShardSet
     held_out: dict[str, ShardSet]
-    notes: tuple[str, ...] = ()
+    left_out: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,28 @@ def pairs_from_config(config: Config) -> Pairs:
             "paths and captions"
         )
     train, splits = open_data(config.data.train_data, config, "train")
-    notes = _skipped(config.data.train_data, splits)
+    left_out = _left_out(splits)
     held_out: dict[str, ShardSet] = {}
     if config.data.val_data is not None:
-        held_out["val"], made = open_data(config.data.val_data, config, "val")
-        notes += _skipped(config.data.val_data, made)
+        held_out["val"], _ = open_data(config.data.val_data, config, "val")
     elif splits is not None:
         from clipkit.pairs import open_shards
 
         held_out = {name: open_shards(splits / name) for name in ("val", "test") if (splits / name).is_dir()}
-    return Pairs(train, held_out, tuple(notes))
+    return Pairs(train, held_out, left_out)
 
 
-def _skipped(path: str, folder: Path | None) -> list[str]:
-    """What the shards made of ``path`` left out, as a line with the first reasons."""
+def _left_out(folder: Path | None) -> tuple[Bad, ...]:
+    """What was left out when the shards in ``folder`` were made."""
     import json
+
+    from clipkit.pairs import Bad
 
     listed = folder / "skipped.jsonl" if folder else None
     if listed is None or not listed.is_file():
-        return []
+        return ()
     entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-    first = "; ".join(f"{e['file']}: {e['reason']}" for e in entries[:3])
-    return [f"{path}: left out {len(entries)} that cannot be used, listed in {listed} ({first})"]
+    return tuple(Bad(-1, entry["file"], entry["reason"]) for entry in entries)
 
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:

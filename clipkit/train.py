@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from clipkit.config import Config
+from clipkit.config import Config, check_settings
 from clipkit.errors import ClipkitError
 from clipkit.recipes import Recipe, find_recipe
 
@@ -67,39 +67,46 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.training.checkpoint import read_state
     from clipkit.training.console import Console
     from clipkit.training.data import make_readers
-    from clipkit.training.loop import Trainer
+    from clipkit.training.loop import Trainer, report_left_out
     from clipkit.training.plan import show_plan
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
-    from clipkit.training.run import claim, start_run
+    from clipkit.training.run import claim, log_bad, start_run
 
     # Without cpu=True, Accelerate takes the processes of torchrun on a machine without accelerators for as many
     # runs of one process each. Autocast is entered by the encoder, piece by piece, so Accelerate gets no mixed
     # precision of its own. A first use may convert a large table while the other processes wait: a long timeout.
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available() and not torch.xpu.is_available(),
-        mixed_precision="no",
-        log_with=config.run.log_with,
-        project_dir=config.run.output or f"runs/{config.recipe}",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-    )
+    check_settings(config)
+    accelerators = (torch.cuda, torch.backends.mps, torch.xpu)
+    try:
+        accelerator = Accelerator(
+            cpu=not any(kind.is_available() for kind in accelerators),
+            mixed_precision="no",
+            log_with=config.run.log_with,
+            project_dir=config.run.output or f"runs/{config.recipe}",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        )
+    except ValueError as error:  # an unknown tracker, or one whose package is missing
+        raise ClipkitError(f"--log-with {config.run.log_with}: {str(error).splitlines()[0]}") from None
     main = accelerator.is_main_process
     console = Console(main)
-    directory, checkpoint = claim(config, main and not config.run.dry_run)
+    claimed = claim(config)
+    directory, checkpoint = claimed.directory, claimed.checkpoint
     saved = read_state(checkpoint).arithmetic if checkpoint else None
     arithmetic = choose_arithmetic(config.optim.precision, accelerator.device, saved)
     apply_arithmetic(arithmetic, accelerator.device)
     with accelerator.main_process_first():
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
-    for note in pairs.notes:
-        console.say(note)
     objective = recipe.objective(config)
     if config.run.dry_run:
         if main:
             show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)
         return directory
     if main:
-        start_run(directory, config)
+        start_run(claimed, config)
+        if checkpoint is None:
+            log_bad(directory, pairs.left_out)
+    report_left_out(pairs.left_out, pairs.train, directory, console)
     accelerator.wait_for_everyone()
     if config.run.log_with:
         accelerator.init_trackers("clipkit", config.to_dict())

@@ -98,7 +98,7 @@ def test_the_first_command_does_what_the_readme_says(tmp_path: Path) -> None:
     assert "majority class" in said and said.count("]  ->  ") == 3
     assert 'clipkit search "a red bird" --model runs/starter' in said and "clipkit demo runs/starter" in said
     run_directory = tmp_path / "runs" / "starter"
-    for name in ("config.yaml", "metrics.jsonl", "report.html", "evaluation.json", "index/embeddings.npy"):
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "evaluation.json", "index/index.json"):
         assert (run_directory / name).is_file(), name
     found = run("clipkit", "search", "a red bird", "--model", "runs/starter", "-n", "5").strip().splitlines()
     assert len(found) == 5

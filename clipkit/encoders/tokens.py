@@ -12,6 +12,11 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 
 
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"
+)  # fmt: skip
+
+
 class Tokenizer:
     """Captions to int64 (n, L) tokens.
 
@@ -71,6 +76,10 @@ def transformers_tokenizer(source: str | Path, context_length: int | None = None
     """
     from transformers import AutoTokenizer
 
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would make an empty one, to which every word is unknown
+        raise ClipkitError(f"{source}: no tokenizer in this folder (tokenizer.json, vocab.txt, ...)")
     try:
         inner = AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more

@@ -142,7 +142,8 @@ class Aligner:
         if normalize:
             rows = encode_captions(self.model, captions, batch_size, self.autocast).numpy()
         else:
-            with torch.inference_mode():
+            cast = torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
+            with torch.inference_mode(), cast:
                 parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
                 raw = [self.model.text(self.model.tokenizer(p).to(self.model.device)).float().cpu() for p in parts]
             rows = torch.cat(raw).numpy() if raw else np.zeros((0, self.embed_dim), dtype=np.float32)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import classifier_weights
@@ -53,7 +54,7 @@ class Classifier:
         """
         logits = self.decision_function(images)
         if self.aligner.kind == "sigmoid":
-            return (1 / (1 + np.exp(-logits))).astype(np.float32)
+            return expit(logits).astype(np.float32)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -72,9 +73,9 @@ class Classifier:
     def fit(self, images: Any, labels: Sequence[str], strength: float = 1.0) -> Classifier:
         """Learn from labelled pictures; returns itself.
 
-        Logistic regression on the embeddings, minimised by L-BFGS over W and b:
-        mean cross-entropy of ``scale * x W^T + b`` + (strength / 2n) |W - W0|^2, with W0 the zero-shot weights. With no
-        examples of a class it keeps its zero-shot vector, with many the examples decide.
+        Logistic regression on the embeddings among the classes that have examples, minimised by L-BFGS over their W
+        and b: mean cross-entropy of ``scale * x W^T + b`` + (strength / 2n) |W - W0|^2, with W0 the zero-shot weights.
+        A class without examples keeps its zero-shot vector; with many examples of a class they decide.
 
         Args:
             images: pictures, as ``encode_image`` takes them.
@@ -94,9 +95,11 @@ class Classifier:
         if unknown:
             raise ClipkitError(f"label {unknown[0]!r} is not among the classifier's: {', '.join(self.classes_[:10])}")
         x = np.atleast_2d(self.aligner.encode_image(pictures)).astype(np.float64)
-        target = np.zeros((len(names), len(self.classes_)))
-        target[np.arange(len(names)), [self.classes_.index(n) for n in names]] = 1
-        start = classifier_weights(self.aligner.encode_text, self.classes_, self.templates).astype(np.float64)
+        present = [i for i, name in enumerate(self.classes_) if name in set(names)]
+        target = np.zeros((len(names), len(present)))
+        target[np.arange(len(names)), [present.index(self.classes_.index(n)) for n in names]] = 1
+        zero_shot = classifier_weights(self.aligner.encode_text, self.classes_, self.templates)
+        start = zero_shot[present].astype(np.float64)
         scale, shape = self.aligner.scale, start.shape
 
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -116,8 +119,10 @@ class Classifier:
             objective, np.concatenate([start.ravel(), np.zeros(shape[0])]), jac=True, method="L-BFGS-B",
             options={"maxiter": 500},
         )  # fmt: skip
-        self.weights = found.x[: start.size].reshape(shape).astype(np.float32)
-        self.intercept = found.x[start.size :].astype(np.float32)
+        self.weights = zero_shot.copy()
+        self.intercept = np.zeros(len(self.classes_), dtype=np.float32)
+        self.weights[present] = found.x[: start.size].reshape(shape)
+        self.intercept[present] = found.x[start.size :]
         return self
 
     def score(self, images: Any, labels: Sequence[str]) -> float:

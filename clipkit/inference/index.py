@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipkit.cache import sync_folder
+from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
 from clipkit.inference.pictures import thumbnail
 from clipkit.pairs import ShardSet
 from clipkit.pairs.shards import IMAGE_EXTENSIONS
 
-EMBEDDINGS, ITEMS, HEADER = "embeddings.npy", "items.parquet", "index.json"
+HEADER = "index.json"
 _TILE = 262_144  # rows scored at a time
 _BATCH = 256
 
@@ -138,27 +137,36 @@ class Index:
         return cls(model, np.ascontiguousarray(embeddings, dtype=np.float32), items)
 
     def save(self, path: str | Path) -> Path:
-        """Write the index to folder ``path``, whole or not at all."""
+        """Write the index to folder ``path``; a kill at any moment leaves the old one or the new one.
+
+        The data go to files of new names, and the header that names them is replaced last.
+
+        Raises:
+            ClipkitError: the folder is something else, or the disk is full.
+        """
         final = Path(path)
-        temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        np.save(temporary / EMBEDDINGS, self.embeddings)
+        if final.exists() and not (final.is_dir() and (not any(final.iterdir()) or (final / HEADER).is_file())):
+            raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
+        tag = os.urandom(6).hex()
+        embeddings, items = f"embeddings-{tag}.npy", f"items-{tag}.parquet"
         fields = ("path", "key", "caption", "offset", "size")
-        pq.write_table(pa.table({f: [getattr(item, f) for item in self.items] for f in fields}), temporary / ITEMS)
-        header = {"format": 1, "model": self.model.name, "fingerprint": model_fingerprint(self.model)}
-        (temporary / HEADER).write_text(json.dumps(header, indent=2), encoding="utf-8")
-        if final.exists():
-            if not (final / HEADER).is_file():
-                shutil.rmtree(temporary)
-                raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
-            replaced = final.with_name(f".{final.name}.old-{os.getpid()}")
-            os.rename(final, replaced)
-            os.rename(temporary, final)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, final)
-        sync_folder(final.parent)
+        fingerprint = model_fingerprint(self.model)
+        header = {"format": 1, "model": self.model.name, "fingerprint": fingerprint, "embeddings": embeddings,
+                  "items": items}  # fmt: skip
+        try:
+            with atomic_write(final / embeddings) as file:
+                np.save(file, self.embeddings)
+            with atomic_write(final / items) as file:
+                pq.write_table(pa.table({f: [getattr(item, f) for item in self.items] for f in fields}), file)
+            with atomic_write(final / HEADER) as file:
+                file.write(json.dumps(header, indent=2).encode())
+        except OSError as error:
+            for name in (embeddings, items):
+                (final / name).unlink(missing_ok=True)
+            raise ClipkitError(f"{final}: the index could not be written ({error.strerror}); free space") from None
+        for old in final.iterdir():
+            if old.name not in (HEADER, embeddings, items) and old.name.startswith(("embeddings-", "items-")):
+                old.unlink()
         return final
 
     @classmethod
@@ -174,9 +182,9 @@ class Index:
         folder = Path(path)
         try:
             header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
-            columns = pq.read_table(folder / ITEMS).to_pydict()
-        except (OSError, ValueError) as error:
+            embeddings = np.load(folder / header["embeddings"], mmap_mode="r", allow_pickle=False)
+            columns = pq.read_table(folder / header["items"]).to_pydict()
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ClipkitError(
                 f"{folder}: no index there, or a damaged one ({error}); build it with clipkit index"
             ) from None
@@ -207,8 +215,10 @@ class Index:
         scores = np.concatenate(
             [self.embeddings[start : start + _TILE] @ vector for start in range(0, len(self), _TILE)]
         )
-        top = np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
-        best = top[np.lexsort((top, -scores[top]))]
+        k = min(k, len(scores))
+        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+        top = np.flatnonzero(scores >= kth)  # with all that tie for the last place: the first rows win
+        best = top[np.argsort(-scores[top], kind="stable")][:k]
         return [self._hit(int(row), float(scores[row])) for row in best]
 
     def thumbnail(self, row: int, side: int = 256) -> Image.Image:

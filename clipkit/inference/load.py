@@ -47,6 +47,11 @@ def _find(source: str, pretrained: str | None) -> DualEncoder:
     from clipkit.training.checkpoint import FOLDER, find_checkpoint, load_model
 
     path = Path(source)
+    brings_weights = [
+        name for name in (FOLDER, "state.json", "config.json", "open_clip_config.json") if (path / name).exists()
+    ]
+    if pretrained is not None and brings_weights:
+        raise ClipkitError(f"{source} brings its own weights; leave pretrained={pretrained!r} out")
     if (path / FOLDER).is_dir() or (path / "state.json").is_file():
         return load_model(find_checkpoint(path))
     if (path / "config.json").is_file():

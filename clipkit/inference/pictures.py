@@ -55,6 +55,10 @@ def to_pixels(image: Any, spec: PictureSpec, decode: Decode, allow_urls: bool) -
         ClipkitError: a picture that cannot be read, named.
     """
     if isinstance(image, (np.ndarray, Tensor)):
+        if isinstance(image, np.ndarray):
+            if image.dtype.kind not in "uif":
+                raise ClipkitError(f"an array of {image.dtype} is no picture; give uint8 (0-255)")
+            image = np.ascontiguousarray(image)  # BGR turned by [..., ::-1] has negative strides
         tensor = torch.as_tensor(image)
         if tensor.is_floating_point():
             if tensor.shape != (3, spec.size, spec.size):

@@ -41,6 +41,8 @@ class State:
         best: best validation recall@1 so far, and its step.
         arithmetic: precision, matmul setting and threads of the run.
         seconds: of training so far.
+        evaluated: last step at which the validation data were looked at.
+        written: seconds since 1970 when the checkpoint was written: the newest is not always that of the last step.
     """
 
     step: int
@@ -48,6 +50,8 @@ class State:
     best: tuple[float, int] | None
     arithmetic: dict[str, Any]
     seconds: float
+    evaluated: int = 0
+    written: float = 0.0
 
 
 def save_checkpoint(
@@ -96,13 +100,17 @@ def save_checkpoint(
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's whole checkpoints, oldest first."""
+    """The run's whole checkpoints in the order in which they were written.
+
+    Raises:
+        ClipkitError: one of them is damaged; passing over it could cost the steps behind an older one.
+    """
     found = []
     for path in (run / FOLDER).glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and (path / STATE).is_file():
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+        if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file():
+            state = read_state(path)
+            found.append((state.written, state.step, path))
+    return [path for _, _, path in sorted(found)]
 
 
 def read_state(checkpoint: Path) -> State:
@@ -189,7 +197,7 @@ def find_checkpoint(path: Path) -> Path:
 def prune(run: Path, keep_last: int, best_step: int | None) -> None:
     """Delete checkpoints but the last ``keep_last`` and the best one, and what a killed writer left."""
     kept = checkpoints(run)
-    for path in kept[: -keep_last or None]:
+    for path in kept[: -max(1, keep_last)]:
         if path.name != f"step-{best_step}":
             shutil.rmtree(path)
     for path in (run / FOLDER).glob(".tmp-step-*"):

@@ -57,7 +57,7 @@ class EncodingStore:
             try:
                 keys = np.load(keys_path, allow_pickle=False)
                 rows = np.load(keys_path.with_name(keys_path.name.replace(".keys.npy", ".npy")), mmap_mode="r")
-            except (OSError, ValueError):
+            except (OSError, ValueError, EOFError):
                 continue  # damaged: its inputs are encoded again
             if len(rows) != len(keys):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import Bad, Order, PairBatch, stream
+from clipkit.pairs import Bad, Order, PairBatch, ShardSet, stream
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.training.checkpoint import (
     State,
@@ -32,7 +32,7 @@ from clipkit.training.console import Console
 from clipkit.training.data import Readers
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
-from clipkit.training.run import QUARANTINE, Metrics
+from clipkit.training.run import QUARANTINE, Metrics, log_bad, logged_bad
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 
@@ -85,7 +85,8 @@ class Trainer:
     baseline_name: str = "before training"
     _seconds: float = 0.0
     _best: tuple[float, int] | None = None
-    _bad: set[int] = field(default_factory=set)
+    _evaluated: int = 0
+    _bad: set[str] = field(default_factory=set)
 
     @property
     def final_split(self) -> str | None:
@@ -129,6 +130,7 @@ class Trainer:
             self.console.say(message)
         optimizer = make_optimizer(self.model, config.optim)
         start = self._restore(optimizer)
+        self._bad = logged_bad(self.run)
         metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
         wrapped = self.accelerator.prepare_model(self.model)
         batches = stream(
@@ -147,6 +149,9 @@ class Trainer:
         if metrics and start == 0:
             self._record(metrics, {"kind": "start", "step": 0, "steps": steps, **self.arithmetic.to_dict()})
         step, saved = start, start
+        if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
+            self._validate(start, metrics)
+            self._save(start, optimizer)
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
             for batch in _closing(batches):
@@ -177,7 +182,7 @@ class Trainer:
                     )
                 bar.advance(f"loss {result.loss:.3f}")
                 stopping = stop.agreed(self.model.device)
-                if self._validates() and (step % eval_every == 0 or step == steps) and not stopping:
+                if self._evaluation_due(step, steps, eval_every) and not stopping:
                     self._validate(step, metrics)
                     since, last = time.perf_counter(), step
                 if step % save_every == 0 or step == steps or stopping or (self._best or (0, -1))[1] == step:
@@ -200,15 +205,16 @@ class Trainer:
             )
         load_weights(self.model, self.resume)
         load_optimizer(optimizer, self.resume)
-        self._best, self._seconds = state.best, state.seconds
+        self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
         return state.step
 
     def _cached(self) -> bool:
         return self.model.image.locked and self.config.data.augment != "crop"
 
-    def _validates(self) -> bool:
-        return "val" in self.readers.held_out
+    def _evaluation_due(self, step: int, steps: int, every: int) -> bool:
+        due = step % every == 0 or step == steps
+        return due and "val" in self.readers.held_out and self._evaluated < step
 
     def _validate(self, step: int, metrics: Metrics | None) -> None:
         report = evaluate_split(
@@ -225,13 +231,16 @@ class Trainer:
             f"{figures['text_to_image@1']:.1%} text to image",
             detail=True,
         )
+        self._evaluated = step
         if self.config.run.keep_best and (self._best is None or recall > self._best[0]):
             self._best = (recall, step)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         if self.accelerator.is_main_process:
             fingerprint = self.readers.train.shards.fingerprint
-            state = State(step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds)
+            state = State(
+                step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds, self._evaluated, time.time()
+            )
             save_checkpoint(self.run, self.model, optimizer, state, self.config)
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
@@ -265,8 +274,8 @@ class Trainer:
 
     def _quarantine(self, batch: PairBatch) -> None:
         """Log new bad samples; stop when there are too many. All processes decide alike."""
-        new = [b for b in batch.bad if b.sample not in self._bad]
-        self._bad |= {b.sample for b in new}
+        new = list({b.where: b for b in batch.bad if b.where not in self._bad}.values())
+        self._bad |= {b.where for b in new}
         if new:
             log_bad(self.run, new)
             self.console.say(f"skipped a bad sample: {new[0].reason}", detail=True)
@@ -274,19 +283,24 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             total = torch.tensor([count], device=self.model.device)
             count = int(self.accelerator.reduce(total, reduction="sum").item())
-        n = len(self.readers.train.shards)
-        if count > BAD_COUNT and count > BAD_SHARE * n:
-            raise ClipkitError(
-                f"{count} of {n} samples of {self.readers.train.shards.name} cannot be read, more than 1 %; "
-                f"they are listed in {self.run / QUARANTINE}: mend or remove them"
-            )
+        check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)
 
 
-def log_bad(run: Path, bad: list[Bad]) -> None:
-    """Append to the run's quarantine log."""
-    with (run / QUARANTINE).open("a", encoding="utf-8") as file:
-        for b in bad:
-            file.write(json.dumps({"sample": b.sample, "where": b.where, "reason": b.reason}) + "\n")
+def report_left_out(left_out: Sequence[Bad], shards: ShardSet, run: Path, console: Console) -> None:
+    """Say what of the training data could not become a sample; stop when it is too much."""
+    if left_out:
+        first = "; ".join(f"{b.where}: {b.reason}" for b in left_out[:3])
+        console.say(f"left out {len(left_out)} of {shards.name}, listed in {run / QUARANTINE} ({first})")
+        check_bad(len(left_out), len(shards) + len(left_out), shards.name, run)
+
+
+def check_bad(count: int, n: int, name: str, run: Path) -> None:
+    """Stop when more than ten samples, and more than 1 % of them, cannot be used."""
+    if count > BAD_COUNT and count > BAD_SHARE * n:
+        raise ClipkitError(
+            f"{count} of {n} samples of {name} cannot be used, more than {BAD_SHARE:.0%}; they are listed in "
+            f"{run / QUARANTINE}: mend or remove them"
+        )
 
 
 def _closing(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:

@@ -14,7 +14,7 @@ from clipkit.errors import ClipkitError
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay acts on a parameter: not on gains, biases, position embeddings and the temperature."""
     return parameter.ndim >= 2 and not any(
-        part in name for part in ("positional_embedding", "position_embedding", "pos_embed", "cls_token", "class_emb")
+        part in name for part in ("position", "pos_emb", "cls_token", "class_emb", "cls_emb")
     )
 
 
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     if not config.lr > 0:
         raise ClipkitError(f"--lr is {config.lr}; it must be above 0")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trained:
+    if all(name in ("log_scale", "bias") for name, _ in trained):
         raise ClipkitError("everything is locked, so there is nothing to train; drop --lock-image or --lock-text")
     groups = [
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.wd},

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipkit.cache import atomic_write
-from clipkit.config import Config, save_config
+from clipkit.config import Config, read_settings, save_config
 from clipkit.errors import ClipkitError
-from clipkit.training.checkpoint import FOLDER, checkpoints
+from clipkit.pairs import Bad
+from clipkit.training.checkpoint import checkpoints
 
 CONFIG, METRICS, QUARANTINE = "config.yaml", "metrics.jsonl", "quarantine.jsonl"
 
 
-def claim(config: Config, main: bool) -> tuple[Path, Path | None]:
-    """The run's directory and the checkpoint to resume from, if any.
+@dataclass(frozen=True)
+class Claim:
+    """A run's directory, the checkpoint to go on from (None for a new run), and whether an old run is in the way."""
 
-    Args:
-        main: whether this process may create and delete.
+    directory: Path
+    checkpoint: Path | None
+    replaces: bool = False
+
+
+def claim(config: Config) -> Claim:
+    """Where the run goes. Touches nothing: ``start_run`` does, once the data and the model are known to be good.
 
     Raises:
         ClipkitError: the directory holds a run and neither --resume nor --overwrite was given, or what --resume
-            names does not exist.
+            names does not exist, or the directory is not a run's.
     """
     run = Path(config.run.output or f"runs/{config.recipe}")
     resume = config.run.resume
@@ -34,20 +43,64 @@ def claim(config: Config, main: bool) -> tuple[Path, Path | None]:
         checkpoint = Path(str(resume))
         if not (checkpoint / "state.json").is_file():
             raise ClipkitError(f"--resume {resume}: no checkpoint there; pass auto or a checkpoints/step-N folder")
-        return run, checkpoint
+        return Claim(run, checkpoint)
     if resume == "auto":
         kept = checkpoints(run)
         if kept:
-            return run, kept[-1]
+            return Claim(run, kept[-1])
     elif occupied and not config.run.overwrite:
         raise ClipkitError(
             f"{run} exists: pass --resume auto to continue it, --overwrite to replace it, or --output DIR"
         )
-    if occupied and main:
-        if not (run / CONFIG).is_file() and not (run / FOLDER).is_dir():
-            raise ClipkitError(f"{run} exists and is no run directory, so it is not touched; pass another --output")
-        shutil.rmtree(run)
-    return run, None
+    if occupied and not _is_run(run):
+        raise ClipkitError(f"{run} exists and is no run directory, so it is not touched; pass another --output")
+    return Claim(run, None, replaces=occupied)
+
+
+def start_run(claimed: Claim, config: Config) -> None:
+    """Make the directory, without what an old run left in it, and write the resolved config."""
+    try:
+        if claimed.replaces:
+            shutil.rmtree(claimed.directory)
+        claimed.directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, claimed.directory / CONFIG)
+    except OSError as error:
+        raise ClipkitError(
+            f"{claimed.directory}: cannot be written ({error.strerror}); pass another --output"
+        ) from None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run's: its config names every setting, as only a resolved config does."""
+    try:
+        return set(read_settings(folder / CONFIG)) >= {"recipe", "train_data", "batch_size", "resume"}
+    except ClipkitError:
+        return False
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records as JSON lines.
+
+    Raises:
+        ClipkitError: the disk is full, or the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    except OSError as error:
+        raise ClipkitError(
+            f"{path}: cannot be written ({error.strerror}); checkpoints are whole: free space, then --resume auto"
+        ) from None
+
+
+def log_bad(run: Path, bad: Iterable[Bad]) -> None:
+    """Append to the run's quarantine log."""
+    append_lines(run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason} for b in bad))
+
+
+def logged_bad(run: Path) -> set[str]:
+    """Where the samples in the run's quarantine log are."""
+    return {str(record.get("where")) for record in _lines(run / QUARANTINE)}
 
 
 class Metrics:
@@ -67,13 +120,15 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_lines(self.path, [record])
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The run's records; a half-written last line is left out."""
-    path = run / METRICS
+    return _lines(run / METRICS)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
@@ -82,10 +137,4 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except ValueError:
             continue
-    return records
-
-
-def start_run(run: Path, config: Config) -> None:
-    """Make the directory and write the resolved config."""
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / CONFIG)
+    return [record for record in records if isinstance(record, dict)]

@@ -1,0 +1,279 @@
+"""The index is exact, is whole or absent, and answers only for its own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipkit
+from clipkit.errors import ClipkitError
+from clipkit.inference import Index, Item
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> Path:
+    """Twelve pictures, some in folders, and what is no picture."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        path = root / ("deep/er" if i % 3 == 0 else ".") / f"{i:02d}.{'jpg' if i % 2 else 'PNG'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    (root / "note.txt").write_text("no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(model: Any, folder: Path) -> Index:
+    return Index.build(model, folder)
+
+
+def made(model: Any, embeddings: np.ndarray) -> Index:
+    """An index of given embeddings."""
+    return Index(model, embeddings.astype(np.float32), [Item(f"{i}.png", f"{i}", "") for i in range(len(embeddings))])
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_build_finds_the_pictures_to_the_bottom(index: Index, folder: Path, model: Any) -> None:
+    assert len(index) == 12 and index.skipped == []
+    wanted = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".PNG"))
+    assert [item.path for item in index.items] == [str(p) for p in wanted]
+    np.testing.assert_allclose(index.embeddings, model.encode_image(wanted), atol=1e-6)
+
+
+def test_search_is_argsort(index: Index, model: Any, folder: Path) -> None:
+    queries = ["a red bird", folder / "01.jpg", Image.open(folder / "02.PNG"), model.encode_text("two dogs")]
+    for query in queries:
+        text = isinstance(query, str)
+        encode = model.encode_text if text else model.encode_image
+        vector = query if isinstance(query, np.ndarray) else encode(query)
+        scores = index.embeddings @ vector
+        order = np.argsort(-scores, kind="stable")
+        for k in (1, 5, 11, 12, 13, 1000):
+            hits = index.search(query, k)
+            assert [h.row for h in hits] == order[:k].tolist()
+            np.testing.assert_allclose([h.score for h in hits], scores[order[:k]], atol=1e-5)
+            assert all(h.path == index.items[h.row].path and h.key == index.items[h.row].key for h in hits)
+    found = index.search(folder / "01.jpg", 1)[0]
+    assert Path(found.path).name == "01.jpg" and found.score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 100, 5000])
+def test_search_is_exact_at_any_size(model: Any, n: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("clipkit.inference.index._TILE", 700)  # several tiles, the last one short
+    draw = np.random.default_rng(n)
+    big = made(model, unit(draw.normal(size=(n, 24))))
+    query = unit(draw.normal(size=24))
+    scores = big.embeddings.astype(np.float64) @ query.astype(np.float64)
+    for k in (1, 10, n):
+        hits = big.search(query, k)
+        best = np.argsort(-scores, kind="stable")[: min(k, n)]
+        np.testing.assert_allclose([h.score for h in hits], scores[best], atol=1e-6)
+        assert len({h.row for h in hits}) == min(k, n)
+        gap = np.diff(np.sort(scores)).min() if n > 1 else 1
+        if gap > 1e-6:
+            assert [h.row for h in hits] == best.tolist()
+
+
+def test_ties_go_to_the_first(model: Any) -> None:
+    """Equal scores in the order of the rows, also where k cuts a tie: the same answer on every machine."""
+    rows = np.zeros((300, 24))
+    rows[:, 0] = 1
+    rows[::3] = 0
+    rows[::3, 1] = 1
+    query = np.zeros(24, dtype=np.float32)
+    query[0] = 1
+    tied = [i for i in range(300) if i % 3]
+    index = made(model, rows)
+    for k in (1, 7, 100, 200):
+        assert [h.row for h in index.search(query, k)] == tied[:k]
+    assert [h.row for h in index.search(query, 203)] == [*tied, 0, 3, 6]
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_one(index: Index, k: int) -> None:
+    with pytest.raises(ClipkitError, match=f"k is {k}"):
+        index.search("a bird", k)
+
+
+@pytest.mark.parametrize("query", ["", "  ", Path("nowhere.jpg"), 42])
+def test_queries_that_make_no_sense(index: Index, query: Any) -> None:
+    with pytest.raises(ClipkitError):
+        index.search(query)
+
+
+def test_saved_and_opened_is_the_same(index: Index, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    path = index.save(tmp_path / "deep" / "an.index")
+    assert path.is_dir() and not list((tmp_path / "deep").glob(".*"))
+    monkeypatch.setattr("pickle.load", None)
+    opened = Index.open(path, model)
+    assert len(opened) == 12 and opened.items == index.items
+    assert opened.search("a red bird", 12) == index.search("a red bird", 12)
+    assert opened.thumbnail(3, 16).size[0] <= 16
+    opened.save(path)  # over itself, while it is mapped
+    assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
+
+
+def test_opened_without_a_model_finds_it(index: Index, tmp_path: Path, folder: Path, transformers_clip: Path) -> None:
+    model = clipkit.load(transformers_clip, device="cpu")
+    path = Index.build(model, folder).save(tmp_path / "an.index")
+    assert Index.open(path).search("a bird", 3) == Index.open(path, model).search("a bird", 3)
+
+
+@pytest.mark.parametrize("change", ["weights", "text", "picture", "kind"])
+def test_another_model_is_refused(
+    index: Index, model: Any, sigmoid_model: Any, checkpoint: Any, tmp_path: Path, change: str
+) -> None:
+    import dataclasses
+
+    import torch
+
+    path = index.save(tmp_path / "an.index")
+    config, weights = checkpoint("clip", "safetensors")
+    other = sigmoid_model if change == "kind" else clipkit.load(config, pretrained=weights, device="cpu")
+    with torch.no_grad():
+        if change == "weights":
+            next(other.model.image.parameters()).add_(1e-3)
+        elif change == "text":
+            next(other.model.text.parameters()).add_(1e-3)
+        elif change == "picture":
+            other.model.picture = dataclasses.replace(other.model.picture, resize="squash")
+    with pytest.raises(ClipkitError, match="build the index again") as caught:
+        Index.open(path, other)
+    assert str(path) in str(caught.value)
+
+
+def test_unreadable_pictures_are_listed(model: Any, picture: Any, tmp_path: Path) -> None:
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    index = Index.build(model, tmp_path)
+    assert [Path(i.path).name for i in index.items] == ["0.png", "2.png", "3.png"]
+    assert len(index.skipped) == 2
+    assert "1.png" in index.skipped[0] and "empty.jpg" in index.skipped[1]
+    np.testing.assert_allclose(index.embeddings[1], model.encode_image(tmp_path / "2.png"), atol=1e-6)
+
+
+def test_nothing_to_index(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ClipkitError, match="nowhere"):
+        Index.build(model, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipkitError, match="empty"):
+        Index.build(model, tmp_path / "empty")
+    (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ClipkitError, match=r"a\.png"):
+        Index.build(model, tmp_path / "empty")
+
+
+def test_no_index_there(model: Any, tmp_path: Path, index: Index) -> None:
+    with pytest.raises(ClipkitError, match="nowhere"):
+        Index.open(tmp_path / "nowhere", model)
+    path = index.save(tmp_path / "an.index")
+    for file in sorted(path.iterdir()):
+        data = file.read_bytes()
+        for damage in (data[: len(data) // 2], b"", b"\x00" * 100):
+            file.write_bytes(damage)
+            with pytest.raises(ClipkitError, match=r"an\.index"):
+                Index.open(path, model)
+        file.write_bytes(data)
+    assert len(Index.open(path, model)) == 12
+
+
+def test_a_folder_that_is_no_index_is_not_replaced(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("mine")
+    with pytest.raises(ClipkitError, match="photos"):
+        index.save(tmp_path / "photos")
+    (tmp_path / "a-file").write_text("mine")
+    with pytest.raises(ClipkitError, match="a-file"):
+        index.save(tmp_path / "a-file")
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == (tmp_path / "a-file").read_text() == "mine"
+
+
+def test_a_gone_file_is_named(model: Any, picture: Any, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "0.png")
+    index = Index.build(model, tmp_path)
+    (tmp_path / "0.png").unlink()
+    assert index.search("a bird", 1)[0].path.endswith("0.png")
+    with pytest.raises(ClipkitError, match=r"0\.png"):
+        index.thumbnail(0)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from here on nothing that the process does reaches the disk, clean-up neither."""
+
+
+def kill_after(patch: pytest.MonkeyPatch, operations: int) -> list[int]:
+    """Let ``operations`` of ``save``'s operations on the disk happen, and none after them."""
+    made = [0]
+
+    def deadly(real: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if made[0] >= operations:
+                raise Killed
+            made[0] += 1
+            return real(*args, **kwargs)
+
+        return wrapped
+
+    for owner, name in (
+        ("numpy", "save"), ("pyarrow.parquet", "write_table"), ("os", "mkdir"), ("os", "rename"), ("os", "replace"),
+        ("os", "unlink"), ("os", "remove"), ("os", "rmdir"), ("os", "symlink"), ("pathlib.Path", "write_text"),
+    ):  # fmt: skip
+        patch.setattr(f"{owner}.{name}", deadly(_find(owner, name)))
+    return made
+
+
+def _find(owner: str, name: str) -> Any:
+    import importlib
+
+    if owner == "pathlib.Path":
+        return getattr(Path, name)
+    return getattr(importlib.import_module(owner), name)
+
+
+def test_a_killed_save_leaves_an_index(tmp_path: Path, model: Any, monkeypatch: Any) -> None:
+    """Killed between any two of its operations on the disk, ``save`` leaves the old index or the new one."""
+    monkeypatch.setattr("clipkit.inference.index.model_fingerprint", lambda model: "same")
+    lost = []
+    for operations in range(100):
+        path = tmp_path / f"{operations}" / "an.index"
+        made(model, np.full((3, 24), 1)).save(path)
+        with pytest.MonkeyPatch.context() as patch:
+            done = kill_after(patch, operations)
+            try:
+                made(model, np.full((2, 24), 2)).save(path)
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        try:
+            assert len(Index.open(path, model)) in ((2,) if finished else (2, 3))
+        except ClipkitError as error:
+            lost.append(f"killed after {operations} operations: {error}")
+        if finished:
+            break
+    assert finished and done[0] >= 3
+    assert lost == []
+
+
+def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    path = index.save(tmp_path / "an.index")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for owner, name in (("clipkit.inference.index.np", "save"), ("clipkit.inference.index.pq", "write_table")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{owner}.{name}", full)
+            with pytest.raises(ClipkitError, match=r"an\.index"):
+                index.save(path)
+        assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
+    assert not list(tmp_path.glob(".*")), "nothing half stays"

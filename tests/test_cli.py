@@ -1,0 +1,454 @@
+"""The ``clipkit`` command: every verb's help, what it prints, and one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+from training_helpers import ROOT, draw, make_config, make_table
+
+from clipkit.cli import VERBS, main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Path:
+    """A run that has seen its sixty pictures often enough to know them."""
+    import torch
+
+    import clipkit
+
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(root / "cache"))
+        clipkit.train(
+            "clip", train_data=str(table), val_data=str(table), model=str(make_config(root / "tiny.json")), lr=3e-3,
+            batch_size=30, epochs=20, eval_every=40, workers=0, output=str(root / "run"),
+        )  # fmt: skip
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+    return root / "run"
+
+
+@pytest.fixture
+def cli(capfd: Any) -> Cli:
+    """``cli("search", "a bird", ...)``: exit status, standard output, standard error."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def mistake(cli: Cli) -> Callable[..., str]:
+    """The one line of a mistake: exit status 2, nothing on standard output, no traceback."""
+
+    def call(*arguments: Any) -> str:
+        status, out, err = cli(*arguments)
+        assert status == 2, (status, out, err)
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1 and lines[0].startswith("clipkit: "), err
+        assert "Traceback" not in out + err
+        return lines[0]
+
+    return call
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(cli: Cli, verb: str) -> None:
+    for flag in ("--help", "-h"):
+        status, out, err = cli(verb, flag)
+        assert status == 0 and "usage" in out.lower() and err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_the_help_lists_the_verbs(cli: Cli, arguments: list[str]) -> None:
+    status, out, _ = cli(*arguments)
+    assert status == 0
+    for verb in ("prepare", "train", "evaluate", "embed", "index", "search", "classify", "match", "demo"):
+        assert f"  {verb}" in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_version(cli: Cli) -> None:
+    import clipkit
+
+    assert cli("--version") == (0, f"clipkit {clipkit.__version__}\n", "")
+
+
+def test_help_is_instant_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from clipkit.cli import main; main(['--help']); "
+        "heavy = {'torch', 'numpy', 'PIL', 'tyro', 'transformers', 'gradio'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+# Mistakes
+
+
+def test_a_verb_that_is_none(mistake: Any) -> None:
+    assert "search" in mistake("serch")
+    assert "evaluate" in mistake("zzz")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "a bird", "--kk", "3"], ["train", "--batchsize", "3"], ["evaluate", "--nope"],
+        ["classify", "--lables", "a"], ["match"], ["index"], ["search"], ["search", "a", "-n", "many"],
+        ["train", "--precision", "fp4"], ["train", "--batch-size", "ten"], ["prepare"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_flag_that_is_none_or_has_no_value(mistake: Any, arguments: list[str]) -> None:
+    mistake(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--recipe", "siglib"], ["siglip"]),
+        (["--recipe", "clip", "--train-data", "nowhere.csv"], ["nowhere.csv"]),
+        (["--recipe", "clip"], ["--train-data"]),
+        (["--train-data", "TABLE", "--model", "ViT-B-23"], ["ViT-B-32"]),
+        (["--train-data", "TABLE", "--model", "missing.json"], ["missing.json"]),
+        (["--train-data", "TABLE", "--caption-column", "title"], ["'title'", "caption", "captions.csv"]),
+        (["--train-data", "TABLE", "--image-column", "photo"], ["'photo'", "filepath"]),
+        (["--train-data", "TABLE", "--model", "TINY", "--batch-size", "100"], ["100", "60", "--batch-size"]),
+        (["--train-data", "TABLE", "--model", "TINY", "--output", "RUN"], ["--resume auto", "--overwrite"]),
+        (["--train-data", "TABLE", "--image-model", "resnet18"], ["--text-model"]),
+        (["--train-data", "TABLE", "--image-model", "resnet81", "--text-model", "x"], ["resnet81"]),
+        (["--config", "run.yaml"], ["run.yaml"]),
+    ],
+    ids=lambda value: value[-2] + value[-1] if len(value) > 1 and value[0].startswith("--") else None,
+)
+def test_mistakes_in_training(
+    mistake: Any, table: Path, tmp_path: Path, run: Path, monkeypatch: Any, arguments: list[str], named: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"TABLE": table, "TINY": make_config(tmp_path / "tiny.json"), "RUN": run}
+    said = mistake("train", *[places.get(a, a) for a in arguments])
+    assert all(name in said for name in named), said
+
+
+def test_a_batch_that_is_too_large_leaves_no_run_behind(mistake: Any, cli: Cli, table: Path, tmp_path: Path) -> None:
+    """The fixed command must not be answered with "the run exists"."""
+    tiny = make_config(tmp_path / "tiny.json")
+    command = ["train", "--train-data", table, "--model", tiny, "--output", tmp_path / "out", "--workers", "0"]
+    mistake(*command, "--batch-size", "100")
+    status, _, err = cli(*command, "--batch-size", "20", "--max-steps", "1")
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("kind", ["every caption empty", "no row", "no picture there"])
+def test_a_table_without_a_usable_row(mistake: Any, table: Path, tmp_path: Path, kind: str) -> None:
+    name = table.parent / "000.png" if kind != "no picture there" else "gone.png"
+    rows = {"every caption empty": f"{name},\n{name},  \n", "no row": "", "no picture there": f"{name},a bird\n"}
+    path = tmp_path / "bad.csv"
+    path.write_text("filepath,caption\n" + rows[kind])
+    assert "bad.csv" in mistake("train", "--recipe", "clip", "--train-data", path, "--output", tmp_path / "out")
+
+
+MODEL_VERBS: list[list[str]] = [
+    ["search", "a bird"], ["classify", "PICTURE", "--labels", "a", "b"], ["match", "PICTURE", "CAPTIONS"],
+    ["embed", "PICTURE"], ["index", "FOLDER"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", MODEL_VERBS, ids=lambda a: a[0])
+def test_models_that_are_not_there(
+    mistake: Any, table: Path, tmp_path: Path, monkeypatch: Any, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.txt").write_text("a bird\n")
+    places = {"PICTURE": table.parent / "000.png", "CAPTIONS": tmp_path / "captions.txt", "FOLDER": table.parent}
+    call = [places.get(a, a) for a in arguments]
+    assert "clipkit train" in mistake(*call), "no run there yet: how to make one"
+    assert "ViT-B-32" in mistake(*call, "--model", "ViT-B-23")
+    assert "runs/none" in mistake(*call, "--model", "runs/none")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in mistake(*call, "--model", "empty")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("classify gone.png --labels a b", "gone.png"),
+        ("classify bad.png --labels a b", "bad.png"),
+        ("classify PICTURE", "--labels"),
+        ("classify folder --labels a b", "folder"),
+        ("classify PICTURE --labels a a", "'a'"),
+        ("classify PICTURE --labels a b -k 0", "k is 0"),
+        ("classify PICTURE --labels a b --templates none-such", "{}"),
+        ("match PICTURE empty.txt", "empty.txt"),
+        ("match PICTURE binary.txt", "binary.txt"),
+        ("match PICTURE gone.txt", "gone.txt"),
+        ("match bad.png labels.txt", "bad.png"),
+        ("match folder labels.txt", "folder"),
+        ("search gone.png", "gone.png"),
+        ("search bad.png", "bad.png"),
+        ("search bird --images gone", "gone"),
+        ("search bird --index gone", "gone"),
+        ("search bird -n 0", "k is 0"),
+        ("search bird --device warp", "warp"),
+        ("search bird --precision fp4", "fp4"),
+        ("index gone", "gone"),
+        ("index folder", "folder"),
+        ("embed bad.png", "bad.png"),
+        ("embed empty.txt", "empty.txt"),
+        ("embed gone.png", "gone.png"),
+        ("embed PICTURE --output gone/result", "gone"),
+        ("match PICTURE labels.txt --output gone/result.csv", "gone"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_a_model(
+    mistake: Any, run: Path, table: Path, tmp_path: Path, monkeypatch: Any, arguments: str, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n  \n")
+    Path("labels.txt").write_text("a bird\na dog\n")
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    Path("bad.png").write_bytes(b"no picture")
+    Path("folder").mkdir()
+    words = [str(table.parent / "000.png") if word == "PICTURE" else word for word in arguments.split()]
+    assert named in mistake(*words, "--model", run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--data gone.csv", "gone.csv"),
+        ("--data TABLE --caption-column title", "'title'"),
+        ("--split test", "--data"),
+        ("--languages fr", "languages"),
+    ],
+)
+def test_mistakes_in_evaluation(
+    cli: Cli, run: Path, table: Path, tmp_path: Path, monkeypatch: Any, arguments: str, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = cli("evaluate", run, *[str(table) if word == "TABLE" else word for word in arguments.split()])
+    assert status == 2
+    assert err.startswith("clipkit: ") and err.count("\n") == 1 and named in err
+
+
+def test_an_empty_query(mistake: Any, run: Path) -> None:
+    mistake("search", "  ", "--model", run)
+
+
+def test_figures_that_cannot_be_written(cli: Cli, run: Path, tmp_path: Path) -> None:
+    status, _, err = cli("evaluate", run, "--output", tmp_path / "gone" / "figures.json")
+    assert status == 2 and err.startswith("clipkit: ") and err.count("\n") == 1 and "gone" in err
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """As people see it: libraries warn on import, and must not."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "clipkit", "search", "a bird", "--model", "runs/none"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("clipkit: runs/none") and done.stderr.count("\n") == 1
+
+
+# What the verbs do
+
+
+def test_search(cli: Cli, run: Path, table: Path) -> None:
+    status, out, err = cli("search", "a red left", "--model", run, "-n", "4")
+    assert status == 0 and err == ""
+    lines = out.splitlines()
+    assert len(lines) == 4
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert any("red" in line for line in lines), "the run has learned its pictures"
+    status, out, _ = cli("search", table.parent / "010.png", "--model", run, "-n", "1")
+    assert status == 0 and "a red right" in out and out.startswith("1.000"), "a picture finds itself"
+
+
+def test_search_json(cli: Cli, run: Path, table: Path) -> None:
+    status, out, _ = cli("search", "a red left", "--model", run, "-n", "3", "--json")
+    hits = json.loads(out)
+    assert status == 0 and len(hits) == 3
+    assert {"score", "path", "caption"} <= hits[0].keys()
+    status, out, _ = cli("search", "a red left", "--model", run, "--json", "--threshold", "2")
+    assert status == 0 and json.loads(out) == []
+    status, out, _ = cli("search", "a red left", "--model", run, "--images", table.parent, "--json", "-n", "100")
+    hits = json.loads(out)
+    assert len(hits) == 60 and all(Path(h["path"]).is_file() for h in hits)
+
+
+def test_index_and_search(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for colour in ("red", "blue"):
+        draw(colour, "plain").save(folder / f"{colour}.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+    status, out, err = cli("index", folder, "--model", run)
+    assert status == 0 and "2 pictures" in out and (tmp_path / "photos.index").is_dir()
+    assert err.startswith("clipkit: skipped") and "bad.png" in err and err.count("\n") == 1
+    status, out, _ = cli("search", "a red plain", "--index", tmp_path / "photos.index", "--model", run, "--json")
+    assert status == 0 and sorted(Path(h["path"]).name for h in json.loads(out)) == ["blue.png", "red.png"]
+    status, out, _ = cli("index", folder, "--model", run, "--output", tmp_path / "other.index")
+    assert status == 0 and (tmp_path / "other.index").is_dir()
+
+
+def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Path, tmp_path: Path) -> None:
+    assert cli("index", table.parent, "--model", run, "--output", tmp_path / "an.index")[0] == 0
+    other = tmp_path / "an.index" / "index.json"
+    header = json.loads(other.read_text())
+    other.write_text(json.dumps({**header, "fingerprint": "of another"}))
+    assert "an.index" in mistake("search", "a bird", "--index", tmp_path / "an.index", "--model", run)
+
+
+def test_classify(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
+    pictures = [table.parent / f"{i:03d}.png" for i in (50, 52)]  # plain red, plain blue
+    labels = ["red plain", "blue plain", "green plain"]
+    status, out, err = cli("classify", *pictures, "--labels", *labels, "--templates", "a {}", "--model", run)
+    assert status == 0 and err == ""
+    first, second = out.splitlines()
+    assert str(pictures[0]) in first and first.index("red plain") < first.index("blue plain")
+    assert second.index("blue plain") < second.index("red plain") and "%" in first
+    (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n\n")
+    for given in ([str(tmp_path / "labels.txt")], [",".join(labels)]):
+        again = cli("classify", *pictures, "--labels", *given, "--templates", "a {}", "--model", run)
+        assert again == (0, out, "")
+
+
+def test_classify_json_and_bad_pictures(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draw("red", "plain").save(folder / "red.png")
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    status, out, err = cli("classify", folder, "--labels", "a", "b", "--json", "-k", "9", "--model", run)
+    found = json.loads(out)
+    assert status == 0 and len(found) == 1 and found[0]["path"].endswith("red.png")
+    assert sum(entry["probability"] for entry in found[0]["labels"]) == pytest.approx(1, abs=1e-5)
+    assert [entry["label"] for entry in found[0]["labels"]] != [] and len(found[0]["labels"]) == 2
+    assert "bad.jpg" in err and err.startswith("clipkit: ") and err.count("\n") == 1
+
+
+def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for colour in ("red", "blue", "green"):
+        draw(colour, "plain").save(folder / f"{colour}.png")
+    (tmp_path / "captions.txt").write_text("a green plain\na red plain\na blue plain\na pink top\n")
+    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run)
+    rows = list(csv.DictReader(out.splitlines()))
+    assert status == 0 and err == "" and len(rows) == 3
+    assert {Path(r["picture"]).stem for r in rows} == {"red", "blue", "green"}
+    assigned = [r["assigned_caption"] for r in rows]
+    assert len(set(assigned)) == 3 and all(-1 <= float(r["score"]) <= 1 for r in rows)
+    assert sum(Path(r["picture"]).stem in r["assigned_caption"] for r in rows) >= 2
+    status, out, _ = cli("match", folder, tmp_path / "captions.txt", "--model", run, "--output", tmp_path / "m.csv")
+    assert status == 0 and list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines())) == rows
+
+
+def test_embed(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    import clipkit
+
+    model = clipkit.load(run, device="cpu")
+    status, out, err = cli("embed", table.parent, "--output", tmp_path / "pictures", "--model", run)
+    assert status == 0 and "60" in out and err == ""
+    rows = np.load(tmp_path / "pictures.npy", allow_pickle=False)
+    names = pq.read_table(tmp_path / "pictures.parquet").column(0).to_pylist()
+    assert rows.shape == (60, 24) and rows.dtype == np.float32 and len(names) == 60
+    np.testing.assert_allclose(rows, model.encode_image(names), atol=1e-5)
+    (tmp_path / "lines.txt").write_text("a bird\n\ntwo dogs\n")
+    status, _, _ = cli("embed", tmp_path / "lines.txt", "--output", tmp_path / "texts", "--model", run)
+    assert status == 0
+    np.testing.assert_allclose(np.load(tmp_path / "texts.npy"), model.encode_text(["a bird", "two dogs"]), atol=1e-5)
+
+
+def test_evaluate_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:
+    status, out, err = cli("evaluate", run, "--output", tmp_path / "figures.json")
+    assert status == 0 and err == ""
+    assert "recall@1" in out and "chance" in out and "60" in out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    own = json.loads((run / "evaluation.json").read_text())["retrieval"]
+    for way in ("image_to_text", "text_to_image"):
+        for k in ("1", "5", "10"):
+            assert figures["retrieval"][way][k]["value"] == pytest.approx(own[way][k]["value"], abs=0.02)
+    assert figures["retrieval"]["image_to_text"]["10"]["value"] > 0.3, "it knows what it was trained on"
+
+
+def test_evaluate_a_table(cli: Cli, run: Path, tmp_path: Path) -> None:
+    table = make_table(tmp_path / "data", 20, noise=3, bad=[4])
+    status, out, _ = cli("evaluate", run, "--data", table, "--output", tmp_path / "figures.json")
+    assert status == 0 and "recall@1" in out
+    assert json.loads((tmp_path / "figures.json").read_text())["retrieval"]["n_images"] == 19
+
+
+def test_evaluate_classes(cli: Cli, run: Path, tmp_path: Path) -> None:
+    for colour in ("red", "blue", "green"):
+        (tmp_path / "photos" / f"{colour} plain").mkdir(parents=True)
+        for i in range(4):
+            draw(colour, "plain", i).save(tmp_path / "photos" / f"{colour} plain" / f"{i}.png")
+    status, out, _ = cli(
+        "evaluate", run, "--data", tmp_path / "photos", "--templates", "a {}", "--output", tmp_path / "figures.json"
+    )
+    assert status == 0 and "zero-shot" in out and "majority" in out and "chance" in out
+    zero = json.loads((tmp_path / "figures.json").read_text())["zero_shot"]
+    assert zero["chance"] == pytest.approx(1 / 3) and zero["top1"]["value"] > 0.6
+    assert "retrieval" not in json.loads((tmp_path / "figures.json").read_text()), "labels are not captions"
+
+
+def test_prepare(cli: Cli, mistake: Any, table: Path, tmp_path: Path) -> None:
+    status, out, _ = cli("prepare", table, tmp_path / "shards")
+    assert status == 0 and list((tmp_path / "shards" / "train").glob("*.tar")) and "60" in out
+    assert "shards" in mistake("prepare", table, tmp_path / "shards")
+    assert "nowhere.csv" in mistake("prepare", tmp_path / "nowhere.csv", tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_error(run: Path, table: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        f"{sys.executable} -m clipkit search 'a red left' --model {run} --images {table.parent} -n 60 | head -n 1",
+        shell=True, env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert done.stdout.count("\n") == 1

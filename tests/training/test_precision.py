@@ -1,0 +1,52 @@
+"""The probe: speed must not cost exactness, and what was found is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clipkit.errors import ClipkitError
+from clipkit.training import precision
+from clipkit.training.precision import apply_arithmetic, choose_arithmetic
+
+CPU = torch.device("cpu")
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, highest: tuple[float, float], medium: tuple[float, float]) -> str:
+    monkeypatch.setattr(precision, "_measure", lambda setting: {"highest": highest, "medium": medium}[setting])
+    return choose_arithmetic("float32", CPU).matmul
+
+
+def test_the_faster_setting_wins_only_if_it_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probed(monkeypatch, (50.0, 3e-7), (110.0, 3e-7)) == "medium"
+    assert probed(monkeypatch, (50.0, 3e-7), (110.0, 4e-3)) == "highest", "bf16 in disguise"
+    assert probed(monkeypatch, (50.0, 3e-7), (50.5, 3e-7)) == "highest", "no gain worth a change"
+    assert probed(monkeypatch, (50.0, 3e-7), (20.0, 3e-7)) == "highest"
+
+
+def test_the_real_probe_finds_float32_and_changes_nothing() -> None:
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    found = choose_arithmetic("float32", CPU)
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
+    assert found.error < 1e-5 and found.gflops > 0 and found.threads == before[1]
+    assert found.autocast is None
+
+
+def test_what_a_run_had_is_used_again() -> None:
+    saved = choose_arithmetic("float32", CPU).to_dict() | {"matmul": "medium", "threads": 1, "precision": "bf16"}
+    again = choose_arithmetic("float32", CPU, saved)
+    assert again.to_dict() == saved
+    apply_arithmetic(again, CPU)
+    assert torch.get_num_threads() == 1 and torch.get_float32_matmul_precision() == "medium"
+    assert again.autocast is torch.bfloat16
+
+
+def test_auto_is_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_measure", lambda setting: (1.0, 1e-7))
+    assert choose_arithmetic("auto", CPU).precision == "float32"
+    assert choose_arithmetic("bf16", CPU).autocast is torch.bfloat16
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ClipkitError, match="fp8"):
+        choose_arithmetic("fp8", CPU)
