@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from machine import write
 
-from clipkit.commands import picture_paths
 from clipkit.encoders.starter import starter_encoder
 from clipkit.inference import Aligner
 from clipkit.inference.pictures import to_pixels
+from clipkit.inputs import picture_paths
 
 
 def main(folder: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipkit.errors import ClipkitError, did_you_mean
+from clipkit.errors import ClipkitError, did_you_mean, exit_status
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,23 @@ VERBS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit status: 0, or 2 after a message of one line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_help())
-            return 0
-        if arguments[0] in ("-V", "--version"):
-            from clipkit import __version__
+    return exit_status(lambda: _dispatch(sys.argv[1:] if arguments is None else arguments))
 
-            print(f"clipkit {__version__}")
-            return 0
-        name = arguments[0]
-        if name not in VERBS:
-            hint = did_you_mean(name, list(VERBS)) or f"; the verbs are {', '.join(VERBS)}"
-            raise ClipkitError(f"no verb is called {name!r}{hint}")
-        return VERBS[name].run(arguments[1:])
-    except ClipkitError as error:
-        print(f"clipkit: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("clipkit: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, as in `clipkit search ... | head`, has seen enough
-        sys.stderr.close()
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
         return 0
+    if arguments[0] in ("-V", "--version"):
+        from clipkit import __version__
+
+        print(f"clipkit {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        hint = did_you_mean(name, list(VERBS)) or f"; the verbs are {', '.join(VERBS)}"
+        raise ClipkitError(f"no verb is called {name!r}{hint}")
+    return VERBS[name].run(arguments[1:])
 
 
 def entry() -> None:

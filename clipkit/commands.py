@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import tyro
 
 from clipkit.config import Config
 from clipkit.errors import ClipkitError
+from clipkit.inputs import check_output, lines_or_values, parse_flags, picture_paths, read_lines
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch: each verb imports what it needs when it runs
     from clipkit.inference import Aligner, Index
@@ -62,7 +62,7 @@ class Search:
     """Print JSON."""
 
     def run(self, console: Console) -> None:
-        from clipkit.pairs.shards import IMAGE_EXTENSIONS
+        from clipkit.pairs.index import IMAGE_EXTENSIONS
 
         model = self.model.load()
         index = find_index(model, self.images, self.index, console)
@@ -114,7 +114,9 @@ class Classify:
     """Print JSON."""
 
     def run(self, console: Console) -> None:
-        labels = _lines_or_values(self.labels, "--labels")
+        labels = lines_or_values(self.labels, "--labels")
+        if self.k < 1:
+            raise ClipkitError(f"-k is {self.k}; it must be at least 1")
         classifier = self.model.load().classifier(labels, _templates(self.templates))
         results = []
         bad: list[str] = []
@@ -127,11 +129,11 @@ class Classify:
             results.append({"path": str(path), "labels": [{"label": n, "probability": p} for n, p in best]})
             if not self.json:
                 print(f"{path}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
+        if bad and not results:
+            raise ClipkitError(bad[0] if len(bad) == 1 else f"none of {len(bad)} pictures can be read ({bad[0]})")
         if self.json:
             print(json.dumps(results, indent=2, ensure_ascii=False))
         _list_skipped(bad)
-        if bad and not results:
-            raise ClipkitError(f"none of the {len(bad)} pictures can be read")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class MatchPairs:
 
     def run(self, console: Console) -> None:
         paths, captions = picture_paths([self.images]), read_lines(self.captions)
+        check_output(self.output)
         match = self.model.load().match(paths, captions)
         assigned = dict(match.assignment)
         rows: list[list[str]] = []
@@ -203,6 +206,7 @@ class Evaluate:
     def run(self, console: Console) -> None:
         from clipkit.measure import measure
 
+        check_output(self.output)
         model = _Model(self.model_name, self.pretrained, self.device, self.precision).load()
         config = Config().replace(image_column=self.image_column, caption_column=self.caption_column)
         templates = _templates(self.templates)
@@ -227,6 +231,7 @@ class Embed:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        check_output(self.output)
         model = self.model.load()
         if len(self.inputs) == 1 and self.inputs[0].endswith(".txt"):
             names = read_lines(self.inputs[0])
@@ -251,7 +256,7 @@ _VERBS: dict[str, Any] = {
 
 def run(name: str, arguments: list[str]) -> int:
     """Parse ``arguments`` for the verb ``name`` and run it."""
-    verb = tyro.cli(_VERBS[name], args=arguments, prog=f"clipkit {name}")
+    verb = parse_flags(_VERBS[name], arguments, f"clipkit {name}")
     from clipkit.training.console import Console
 
     verb.run(Console(speaks=True))
@@ -273,51 +278,6 @@ def find_index(model: Aligner, images: str | None, index: str | None, console: C
     if not (Path(model.name) / FOLDER).is_dir() or not own.is_dir():
         raise ClipkitError("nothing to search: pass --images FOLDER, or --index made by `clipkit index`")
     return Index.open(own, model)
-
-
-def picture_paths(inputs: Sequence[str]) -> list[Path]:
-    """The pictures that ``inputs`` name, files and folders; folders are read to the bottom, sorted."""
-    from clipkit.pairs.shards import IMAGE_EXTENSIONS
-
-    paths: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-            if not found:
-                raise ClipkitError(f"{path}: no picture in this folder ({', '.join(IMAGE_EXTENSIONS)})")
-            paths += found
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise ClipkitError(f"{path}: no such picture or folder")
-    if not paths:
-        raise ClipkitError("no picture given: pass files or folders")
-    return paths
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise ClipkitError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise ClipkitError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ClipkitError(f"{path}: no line with text in it")
-    return lines
-
-
-def _lines_or_values(values: tuple[str, ...], flag: str) -> list[str]:
-    if not values:
-        raise ClipkitError(f"{flag} is missing: give class names, or a file with one per line")
-    if len(values) == 1 and Path(values[0]).is_file():
-        return read_lines(values[0])
-    if len(values) == 1 and "," in values[0]:
-        return [v.strip() for v in values[0].split(",") if v.strip()]
-    return list(values)
 
 
 def _templates(values: tuple[str, ...]) -> str | list[str] | None:

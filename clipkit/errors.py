@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class ClipkitError(ValueError):
     """A mistake in the user's input.
@@ -9,6 +12,21 @@ class ClipkitError(ValueError):
     The message is one line that names the file or the value and the fix. The command line and ``train.py`` print it
     as it is and exit with status 2; nobody should have to read a traceback to learn that a path was misspelt.
     """
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """Run a command; the status it exits with: its own, 2 after a mistake in what it was given, 130 after Ctrl-C."""
+    try:
+        return run() or 0
+    except ClipkitError as error:
+        print(f"clipkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("clipkit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, as in `clipkit search ... | head`, has seen enough
+        sys.stderr.close()
+        return 0
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from clipkit.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, read_settings
 from clipkit.errors import ClipkitError
+from clipkit.inputs import parse_flags
 from clipkit.recipes import RECIPES, Recipe, find_recipe
 
 
@@ -41,10 +42,10 @@ def parse_training(arguments: list[str], prog: str = "clipkit train") -> tuple[R
     defaults = recipe.defaults.replace(recipe=recipe.name, **settings)
 
     recipes = "\n".join(f"  {r.name}: {r.summary}" for r in RECIPES.values())
-    parsed = tyro.cli(
+    parsed = parse_flags(
         _Flags,
-        args=arguments,
-        prog=prog,
+        arguments,
+        prog,
         description=f"Train an image-text model. Recipes:\n\n{recipes}",
         default=_Flags(recipe.name, file, defaults.data, defaults.model, defaults.optim, defaults.run),
         config=(tyro.conf.OmitArgPrefixes,),

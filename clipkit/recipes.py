@@ -112,6 +112,8 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
         return open_shards(wanted if wanted.is_dir() else folder / "train", path, root.resolve()), folder
     if folder.is_dir() and any((folder / split).glob("*.tar")):
         return open_shards(folder / split), folder
+    if folder.is_dir() and folder.name == split:  # the folder of one split: the others are beside it
+        return open_shards(path), folder.parent
     return open_shards(path), None
 
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from typing import Any
 
 from clipkit.config import Config, check_settings
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, exit_status
 from clipkit.recipes import Recipe, find_recipe
 
 
@@ -63,6 +63,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    from clipkit.pairs.stream import check_batch_size
     from clipkit.results import show_results
     from clipkit.training.checkpoint import read_state
     from clipkit.training.console import Console
@@ -97,6 +98,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     with accelerator.main_process_first():
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
+        check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
     objective = recipe.objective(config)
     if config.run.dry_run:
         if main:
@@ -132,16 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     from clipkit.options import parse_training
 
-    try:
-        recipe, config = parse_training(sys.argv[1:] if arguments is None else arguments)
-        run(recipe, config)
-    except ClipkitError as error:
-        print(f"clipkit: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("clipkit: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    def job() -> None:
+        run(*parse_training(sys.argv[1:] if arguments is None else arguments))
+
+    return exit_status(job)
 
 
 if __name__ == "__main__":

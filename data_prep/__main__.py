@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import exit_status
+from clipkit.inputs import parse_flags
 from data_prep import SourceOptions, prepare
 
 
@@ -41,23 +42,16 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status, 2 for a mistake in what was given."""
-    options = tyro.cli(Options, args=arguments, prog="python -m data_prep")
-    rest = {name: value for name, value in vars(options).items() if name not in ("source", "out", "reading")}
-    try:
-        summary = prepare(
-            options.source, options.out, show_progress=sys.stderr.isatty(), **asdict(options.reading), **rest
-        )
-    except ClipkitError as error:
-        print(f"clipkit: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+
+    def job() -> None:
+        arguments_given = sys.argv[1:] if arguments is None else arguments
+        options = parse_flags(Options, arguments_given, "clipkit prepare")
+        rest = {name: value for name, value in vars(options).items() if name not in ("source", "out", "reading")}
         print(
-            "clipkit: stopped; the unfinished data set can be made again with the same command",
-            file=sys.stderr,
+            prepare(options.source, options.out, show_progress=sys.stderr.isatty(), **asdict(options.reading), **rest)
         )
-        return 130
-    print(summary)
-    return 0
+
+    return exit_status(job)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, exit_status
 from clipkit.inference import Aligner, Index, load
 from clipkit.training.console import Console
 
@@ -72,6 +72,4 @@ def find_index(model: Aligner, run: str, folder: Path | None, index: Path | None
 
 
 if __name__ == "__main__":
-    from clipkit.cli import main as clipkit
-
-    sys.exit(clipkit(["demo", *sys.argv[1:]]))
+    sys.exit(exit_status(main))

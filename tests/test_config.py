@@ -149,13 +149,10 @@ def test_a_flag_given_twice_means_the_last_one() -> None:
     assert recipe.name == config.recipe == "lit" and config.model.lock_image
 
 
-def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "siglip" in message(parse_training, ["--recipe", "siglp"])
     assert "--config" in message(parse_training, ["--config"])
     assert "gone.yaml" in message(parse_training, ["--config", str(tmp_path / "gone.yaml")])
     assert "clpi" in message(parse_training, ["--config", run_file(tmp_path, "recipe: clpi")])
-    for wrong in (["--batch-sise", "3"], ["--batch-size", "many"]):
-        with pytest.raises(SystemExit) as caught:
-            parse_training(["--recipe", "clip", *wrong])
-        assert caught.value.code == 2
-    capsys.readouterr()
+    assert "--batch-size" in message(parse_training, ["--recipe", "clip", "--batch-sise", "3"])
+    assert "'many'" in message(parse_training, ["--recipe", "clip", "--batch-size", "many"])

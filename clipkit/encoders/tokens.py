@@ -11,7 +11,6 @@ from torch import Tensor
 
 from clipkit.errors import ClipkitError
 
-
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"
 )  # fmt: skip

@@ -21,7 +21,7 @@ from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
 from clipkit.inference.pictures import thumbnail
 from clipkit.pairs import ShardSet
-from clipkit.pairs.shards import IMAGE_EXTENSIONS
+from clipkit.pairs.index import IMAGE_EXTENSIONS
 
 HEADER = "index.json"
 _TILE = 262_144  # rows scored at a time

@@ -1,8 +1,7 @@
 """WebDataset shards as one indexed sequence of samples.
 
 A sample is the members of a tar that share a key (the name up to the first dot of its last part), one of them a
-picture, and a ``.json`` or ``.txt`` with its captions. The index of a shard (keys, offsets, sizes) is built by
-reading headers only and kept beside the shard, or in the cache when the folder cannot be written to.
+picture, and a ``.json`` or ``.txt`` with its captions.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.cache import atomic_write, cache_dir
 from clipkit.errors import ClipkitError
-from clipkit.pairs.tar import Damage, read_members
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-INDEX_FORMAT = 1
-INDEX_SUFFIX = ".index.npz"
+from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex, load_index
 
 
 @dataclass(frozen=True)
@@ -47,22 +40,6 @@ class Sample:
     image_ext: str
     captions: tuple[str, ...]
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where each sample of one tar lies. ``spans`` is int64 (n, 3, 2): offset and size of picture, json and txt;
-    a size of 0 means that there is none."""
-
-    path: Path
-    keys: list[str]
-    extensions: list[str]
-    spans: np.ndarray
-    problems: list[str]
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 class ShardSet:
@@ -187,7 +164,7 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
         ClipkitError: nothing is there, no tar is there, or no tar holds a sample.
     """
     paths = shard_paths(path)
-    shards = [_index(p) for p in paths]
+    shards = [load_index(p) for p in paths]
     shard_set = ShardSet(shards, name or str(path), root)
     if not len(shard_set):
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
@@ -223,89 +200,6 @@ def shard_paths(path: str | Path) -> list[Path]:
             raise ClipkitError(f"{text}: no *.tar shards in this folder")
         return paths
     raise ClipkitError(f"{text}: no such file or folder")
-
-
-def build_index(path: Path) -> ShardIndex:
-    """Index of one tar, from its headers."""
-    if path.stat().st_size == 0:
-        raise ClipkitError(f"{path}: an empty file, not a tar shard; make it again or leave it out")
-    members, damages = read_members(path)
-    if not members and damages:
-        raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
-    problems = [_damage(d) for d in damages]
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    last = None
-    for member in members:
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if not stem or not extension:
-            continue
-        key = f"{folder}/{stem}" if folder and folder != "." else stem
-        fields = samples.get(key)
-        if fields is None:
-            fields = samples[key] = {}
-        elif last != key:
-            problems.append(f"members of {key!r} are not adjacent")
-        last = key
-        if extension.lower() in fields:
-            problems.append(f"{member.name!r} occurs twice; the first is used")
-            continue
-        fields[extension.lower()] = (member.offset, member.size)
-    keys, extensions, spans = [], [], []
-    for key, fields in samples.items():
-        extension = next((e for e in IMAGE_EXTENSIONS if e in fields), "")
-        if not extension:
-            problems.append(f"{key!r} has no picture ({', '.join(fields)})")
-        elif "json" not in fields and "txt" not in fields:
-            problems.append(f"{key!r} has neither .json nor .txt")
-        else:
-            keys.append(key)
-            extensions.append(extension)
-            spans.append([fields[extension], fields.get("json", (0, 0)), fields.get("txt", (0, 0))])
-    array = np.array(spans, dtype=np.int64).reshape(len(keys), 3, 2)
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
-    digest.update(array.tobytes())
-    return ShardIndex(path, keys, extensions, array, problems, digest.hexdigest())
-
-
-def _damage(damage: Damage) -> str:
-    return f"bytes {damage.start}-{damage.stop} are damaged ({damage.reason}); samples there are lost"
-
-
-def _index(path: Path) -> ShardIndex:
-    """Index of ``path`` from beside it or from the cache; built and kept when there is none or the tar changed."""
-    stat = path.stat()
-    stamp = [INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]
-    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
-    places = [path.with_name(path.name + INDEX_SUFFIX), cache_dir() / "indexes" / f"{name}.npz"]
-    for place in places:
-        try:
-            with np.load(place, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                if header["stamp"] == stamp:
-                    spans = stored["spans"]
-                    return ShardIndex(
-                        path, header["keys"], header["extensions"], spans, header["problems"], header["fingerprint"]
-                    )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # no index, or a damaged one: it is built again
-    index = build_index(path)
-    header = {
-        "stamp": stamp,
-        "keys": index.keys,
-        "extensions": index.extensions,
-        "problems": index.problems,
-        "fingerprint": index.fingerprint,
-    }
-    for place in places:
-        try:
-            with atomic_write(place) as file:
-                np.savez(file, header=json.dumps(header), spans=index.spans)
-            break
-        except OSError:
-            continue
-    return index
 
 
 def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -181,13 +181,7 @@ def stream(
     Raises:
         ClipkitError: fewer samples than a global batch, or fewer pairs in a batch than processes.
     """
-    if order.n < batch_size:
-        raise ClipkitError(
-            f"{reader.shards.name} has {order.n} samples, fewer than a batch of {batch_size}; "
-            f"pass --batch-size {order.n} or less"
-        )
-    if batch_size < world:
-        raise ClipkitError(f"--batch-size {batch_size} is smaller than the number of processes ({world})")
+    check_batch_size(reader.shards, batch_size, world)
     pieces = _Pieces(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
         return (reader(items) for items in pieces)
@@ -201,6 +195,17 @@ def stream(
         pin_memory=False,
     )
     return iter(loader)
+
+
+def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
+    """Refuse a global batch that is larger than the data, or smaller than the number of processes."""
+    if len(shards) < batch_size:
+        raise ClipkitError(
+            f"{shards.name} has {len(shards)} samples, fewer than a batch of {batch_size}; "
+            f"pass --batch-size {len(shards)} or less"
+        )
+    if batch_size < world:
+        raise ClipkitError(f"--batch-size {batch_size} is smaller than the number of processes ({world})")
 
 
 def _as_is(batch: Any) -> Any:

@@ -84,16 +84,11 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.rename(temporary, final)
         sync_folder(final.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise ClipkitError(
-            f"{final}: the checkpoint could not be written ({error.strerror or error}); earlier ones are whole: free "
-            f"space and continue with --resume auto"
-        ) from None
-    except SafetensorError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise ClipkitError(
-            f"{final}: the checkpoint could not be written ({error}); earlier ones are whole: free space and continue "
+            f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole: free space and continue "
             f"with --resume auto"
         ) from None
     return final

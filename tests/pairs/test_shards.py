@@ -125,7 +125,7 @@ def test_the_index_is_kept_and_used(tmp_path: Path, write_shards: Write, monkeyp
     folder = write_shards(tmp_path / "s", 2, 3)
     first = open_shards(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "read_members", lambda path: pytest.fail("the headers were read again"))
+        patch.setattr("clipkit.pairs.index.read_members", lambda path: pytest.fail("the headers were read again"))
         again = open_shards(folder)
     assert again.fingerprint == first.fingerprint
     assert [s.captions for s in again] == [s.captions for s in first]
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_to(
     try:
         first = open_shards(folder)
         with monkeypatch.context() as patch:
-            patch.setattr(shards, "read_members", lambda path: pytest.fail("the cached index was not used"))
+            patch.setattr("clipkit.pairs.index.read_members", lambda path: pytest.fail("the cached index was not used"))
             assert open_shards(folder).fingerprint == first.fingerprint
         assert sorted(p.name for p in folder.iterdir()) == ["000000.tar", "000000.tar.index.npz"]
         monkeypatch.setenv("CLIPKIT_CACHE", "/proc/no/such/place")  # nowhere to write at all

@@ -1,0 +1,86 @@
+"""What people give on the command line: flags, pictures, folders of them, files of lines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import ClipkitError
+
+
+def parse_flags(what: Any, arguments: list[str], prog: str, **options: Any) -> Any:
+    """``tyro.cli``, whose framed messages about a wrong flag become one line.
+
+    Raises:
+        ClipkitError: a flag that is none, or a value that does not fit.
+    """
+    import tyro
+
+    if any(a in ("-h", "--help") for a in arguments):
+        return tyro.cli(what, args=arguments, prog=prog, **options)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(what, args=arguments, prog=prog, **options)
+    except SystemExit:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+        lines = [line.strip("│|").strip() for line in text.splitlines()]
+        inside = [line for line in lines if re.search(r"\w", line) and not line.startswith(("╭", "+", "For full"))]
+        message = re.sub(r" (Perhaps you meant: \S+).*", r"; \1", " ".join(inside[1:])).replace(f" {prog} --help", "")
+        raise ClipkitError(f"{message}; see {prog} --help") from None
+
+
+def picture_paths(inputs: Sequence[str]) -> list[Path]:
+    """The pictures that ``inputs`` name, files and folders; folders are read to the bottom, sorted."""
+    from clipkit.pairs.index import IMAGE_EXTENSIONS
+
+    paths: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+            if not found:
+                raise ClipkitError(f"{path}: no picture in this folder ({', '.join(IMAGE_EXTENSIONS)})")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise ClipkitError(f"{path}: no such picture or folder")
+    if not paths:
+        raise ClipkitError("no picture given: pass files or folders")
+    return paths
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ClipkitError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise ClipkitError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ClipkitError(f"{path}: no line with text in it")
+    return lines
+
+
+def check_output(path: str | None) -> None:
+    """Refuse a file whose folder does not exist, before the work and not after it."""
+    if path is not None and not Path(path).parent.is_dir():
+        raise ClipkitError(f"{path}: the folder {Path(path).parent} does not exist; make it first")
+
+
+def lines_or_values(values: tuple[str, ...], flag: str) -> list[str]:
+    """The values of ``flag``: several words, one word with commas, or one file with a value per line."""
+    if not values:
+        raise ClipkitError(f"{flag} is missing: give class names, or a file with one per line")
+    if len(values) == 1 and Path(values[0]).is_file():
+        return read_lines(values[0])
+    if len(values) == 1 and "," in values[0]:
+        return [v.strip() for v in values[0].split(",") if v.strip()]
+    return list(values)
