@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from clipkit.config import Config, load_config
+from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
-from clipkit.evaluation import classifier_weights, retrieval, zero_shot
+from clipkit.evaluation import (
+    Interval,
+    RetrievalReport,
+    ZeroShotReport,
+    classifier_weights,
+    retrieval,
+    zero_shot,
+)
 from clipkit.evaluation.encoding import encode_captions, encode_pairs
 from clipkit.evaluation.split import split_labels
 from clipkit.inference import Aligner
@@ -45,25 +54,31 @@ def measure(
     labels = split_labels(reader, samples)
     records = [shards.read_record(i) for i in samples]
     captions = {caption for _, own in records for caption in own}
-    if labels is None or len(captions) > len(set(labels)):
+    has_captions = labels is None or len(captions) > len(set(labels))
+    start = before_training(model)
+    begun = encode_pairs(start.model, reader, autocast=model.autocast) if start is not None else None
+    if has_captions:
         report = retrieval(encoded.images, encoded.texts, encoded.image_of_text)
-        result["retrieval"] = report.to_dict()
-        for title, values, chance in (
-            ("image to text", report.image_to_text, report.chance_image_to_text),
-            ("text to image", report.text_to_image, report.chance_text_to_image),
-        ):
-            for k, value in values.items():
-                console.say(f"{title}, recall@{k:<4}{_percent(value)}   chance {chance[k]:.2%}")
+        before = retrieval(begun.images, begun.texts, begun.image_of_text, bootstrap=0) if begun is not None else None
+        result["retrieval"] = _with(report, before)
+        for title, name in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
+            for k, value in getattr(report, name).items():
+                then = getattr(before, name)[k].value if before is not None else None
+                console.say(_line(f"{title}, recall@{k}", value, then, getattr(report, f"chance_{name}")[k]))
         console.say(report.protocol)
     if labels is not None:
         names = sorted(set(labels))
         weights = classifier_weights(model.encode_text, names, templates or model.model.templates)
         zero = zero_shot(encoded.images, weights, labels, names)
-        result["zero_shot"] = zero.to_dict()
-        console.say(f"zero-shot top-1           {_percent(zero.top1)}   chance {zero.chance:.2%}")
-        if zero.top5 is not None:
-            console.say(f"zero-shot top-5           {_percent(zero.top5)}")
-        console.say(f"zero-shot mean per class  {_percent(zero.mean_per_class)}   majority {zero.majority:.2%}")
+        first = zero_shot(begun.images, weights, labels, names, bootstrap=0) if begun is not None else None
+        result["zero_shot"] = _with(zero, first)
+        chances = {"top1": zero.chance, "top5": min(1.0, 5 * zero.chance), "mean_per_class": zero.chance}
+        for name, chance in chances.items():
+            value = getattr(zero, name)
+            if value is not None:
+                then = getattr(first, name).value if first is not None else None
+                console.say(_line(f"zero-shot {name.replace('_', ' ').replace('top', 'top-')}", value, then, chance))
+        console.say(f"always saying the majority class: {zero.majority:.1%}")
         console.say(zero.protocol)
     if languages:
         result["languages"] = _languages(model, encoded, records, languages, console)
@@ -113,5 +128,19 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config)
     return open_data(data, config, split or "train")[0]
 
 
-def _percent(interval: Any) -> str:
-    return f"{interval.value:6.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+def before_training(model: Aligner) -> Aligner | None:
+    """The model as it was before its first pair, if it remembers (the starter does)."""
+    if not isinstance(model.model.image.head, ClassesHead):
+        return None
+    start = copy.deepcopy(model.model)
+    start.image.head.reset()  # type: ignore[operator]
+    return Aligner(start, f"{model.name} before training", model.autocast)
+
+
+def _with(report: RetrievalReport | ZeroShotReport, before: RetrievalReport | ZeroShotReport | None) -> dict[str, Any]:
+    return report.to_dict() if before is None else {**report.to_dict(), "before_training": before.to_dict()}
+
+
+def _line(title: str, value: Interval, before: float | None, chance: float) -> str:
+    then = f"   before training {before:6.1%}" if before is not None else ""
+    return f"{title:26}{value.value:6.1%} [{value.low:.1%}, {value.high:.1%}]{then}   chance {chance:.2%}"

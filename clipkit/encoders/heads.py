@@ -27,13 +27,28 @@ class ClassesHead(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    start: Tensor
 
     def __init__(self, width: int, classes: int, embed_dim: int, temperature: float = 2.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.register_buffer("weight", torch.zeros(classes, width))
         self.register_buffer("bias", torch.zeros(classes))
+        self.register_buffer("start", torch.zeros(classes, embed_dim))
         self.embeddings = nn.Parameter(torch.zeros(classes, embed_dim))
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor, bias: Tensor, embeddings: Tensor) -> None:
+        """Start from a classifier, weight (C, F) and bias (C,), and its class names' embeddings (C, D)."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.start.copy_(embeddings)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the start, which has seen no pair: what training has to beat."""
+        self.embeddings.copy_(self.start)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) -> (B, D)."""

@@ -54,13 +54,11 @@ def starter_encoder(scale_init: float = 5.0) -> DualEncoder:
     weight, bias = load_image_weights(model.image.trunk)
     model.picture = PictureSpec(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     head: Any = model.image.head
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
     with torch.no_grad():
         names = model.eval().encode_text(model.tokenizer(class_names()))
-        # Centred: what all names have in common says nothing about a picture, and would pull every mixture
-        # of classes towards one point.
-        head.embeddings.copy_(names - names.mean(dim=0))
+    # Centred: what all names have in common says nothing about a picture, and would pull every mixture of classes
+    # towards one point.
+    head.begin(weight, bias, names - names.mean(dim=0))
     nn.init.constant_(model.log_scale, math.log(scale_init))
     model.description["templates"] = "none"  # a sentence encoder knows a bare name better than a prompt around it
     model.image.lock()
