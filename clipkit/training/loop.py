@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
@@ -274,15 +274,19 @@ class Trainer:
 
     def _quarantine(self, batch: PairBatch) -> None:
         """Log new bad samples; stop when there are too many. All processes decide alike."""
-        new = list({b.where: b for b in batch.bad if b.where not in self._bad}.values())
-        self._bad |= {b.where for b in new}
-        if new:
-            log_bad(self.run, new)
-            self.console.say(f"skipped a bad sample: {new[0].reason}", detail=True)
-        count = len(self._bad)
+        new = {b.where: b for b in batch.bad if b.where not in self._bad}
         if self.accelerator.num_processes > 1:
-            total = torch.tensor([count], device=self.model.device)
-            count = int(self.accelerator.reduce(total, reduction="sum").item())
+            total = torch.tensor([len(new)], device=self.model.device)
+            if self.accelerator.reduce(total, reduction="sum").item():  # a sample counts once, whoever read it
+                for found in gather_object([new]):
+                    new |= found
+        if not new:
+            return
+        self._bad |= set(new)
+        if self.accelerator.is_main_process:
+            log_bad(self.run, new.values())
+        self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
+        count = len(self._bad)
         check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)
 
 

@@ -107,6 +107,101 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert (run / "report.html").is_file()
 
 
+def test_dropout_is_drawn_anew_after_a_resume(run_here: Any, tmp_path: Path, tiny: Path, monkeypatch: Any) -> None:
+    """With patches dropped at random, every step's draw must be that of the uninterrupted run."""
+    values = json.loads(tiny.read_text())
+    values["vision_cfg"]["patch_dropout"] = 0.5
+    values["vision_cfg"]["patch_size"] = 8
+    config = tmp_path / "dropout.json"
+    config.write_text(json.dumps(values))
+    assert run_here(tmp_path / "whole", model=config, epochs=2) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert run_here(tmp_path / "run", model=config, epochs=2) == 0
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert run_here(tmp_path / "run", model=config, epochs=2, resume="auto") == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "run/checkpoints/step-6", tmp_path / "whole/checkpoints/step-6")
+
+
+def test_a_second_ctrl_c_ends_at_once(run_here: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 5, twice)
+    assert run_here(tmp_path / "run") == 130
+    assert "interrupted" in one_line(capsys.readouterr().err)
+    assert steps(tmp_path / "run") == [3], "the last whole checkpoint is there"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_older_damaged_checkpoint_is_in_nobodys_way(run_here: Any, copy: Path, whole: Path, held_out: Path) -> None:
+    """``--resume auto`` takes the newest whole checkpoint; that one before it is damaged is no reason to stop."""
+    import clipkit
+
+    (copy / "checkpoints" / "step-3" / "state.json").write_bytes(b"\x93" * 40)
+    assert clipkit.load(copy, device="cpu").embed_dim == 24
+    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
+    assert losses(copy) == losses(whole)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from here on nothing that the process does reaches the disk, clean-up neither."""
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(basics: dict[str, Any], tmp_path: Path) -> None:
+    """A resumed run writes the step that it came from once more. Killed between any two of its operations on the
+    disk, there must be a whole checkpoint of that step: it may be the only one."""
+    import dataclasses
+
+    from clipkit.config import Config, ModelConfig, OptimConfig
+    from clipkit.encoders import build
+    from clipkit.training.checkpoint import State, load_optimizer, load_weights, save_checkpoint
+    from clipkit.training.optim import make_optimizer
+
+    model = build(ModelConfig(basics["model"]))
+    optimizer = make_optimizer(model, OptimConfig())
+    sum(p.sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    state = State(6, "data", None, {}, 1.0)
+    lost = []
+    for operations in range(60):
+        run = tmp_path / str(operations)
+        save_checkpoint(run, model, optimizer, state, Config())
+        made, finished = [0], True
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink"):
+                patch.setattr(os, name, _deadly(getattr(os, name), made, operations))
+            try:
+                save_checkpoint(run, model, optimizer, dataclasses.replace(state, seconds=2.0), Config())
+            except Killed:
+                finished = False
+        try:
+            newest = checkpoints(run)[-1]
+            assert read_state(newest).step == 6
+            load_weights(model, newest)
+            load_optimizer(optimizer, newest)
+        except (IndexError, ValueError) as error:
+            lost.append(f"killed after {operations} operations: {error}")
+        shutil.rmtree(run)
+        if finished:
+            break
+    assert finished and made[0] >= 2
+    assert lost == []
+
+
+def _deadly(real: Any, made: list[int], operations: int) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if made[0] >= operations:
+            raise Killed
+        made[0] += 1
+        return real(*args, **kwargs)
+
+    return wrapped
+
+
 def test_killed_with_lines_after_the_checkpoint(run_here: Any, whole: Path, held_out: Path, copy: Path) -> None:
     (copy / "checkpoints" / ".tmp-step-9-123").mkdir()
     (copy / "checkpoints" / ".tmp-step-9-123" / "model.safetensors").write_bytes(b"half")

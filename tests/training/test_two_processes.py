@@ -171,6 +171,26 @@ def test_a_bad_picture_counts_once_whoever_reads_it(settings: dict[str, Any], tm
     assert sorted(e["sample"] for e in quarantined(tmp_path / "two")) == list(range(0, 60, 10))
 
 
+def test_six_bad_pictures_of_a_table_do_not_become_twelve(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Ten are allowed; every process knows the same six, and so does one that resumes."""
+    table = make_table(tmp_path / "data", 66, bad=range(0, 66, 11))
+    settings = {**settings, "train_data": str(table)}
+    run_it({**settings, "max_steps": 3}, tmp_path / "run", "torchrun 2")
+    run_it({**settings, "resume": "auto"}, tmp_path / "run", "torchrun 2")
+    assert max(losses(tmp_path / "run")) > 3
+
+
+def test_six_bad_pictures_of_shards_do_not_become_twelve_after_a_resume(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    from test_failures import make_shards
+
+    settings = {**settings, "train_data": str(make_shards(tmp_path / "data", 60, bad=range(0, 60, 10)))}
+    run_it({**settings, "epochs": 3}, tmp_path / "run", "python")
+    run_it({**settings, "epochs": 4, "resume": "auto"}, tmp_path / "run", "torchrun 2")
+    assert max(losses(tmp_path / "run")) == 12
+
+
 def test_too_many_bad_pictures_stop_all_processes(settings: dict[str, Any], tmp_path: Path) -> None:
     from test_failures import make_shards
 
