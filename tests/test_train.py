@@ -199,6 +199,21 @@ def test_a_run_file_with_mistakes(tmp_path: Path) -> None:
         parse_training(["--config"])
 
 
+def test_the_script_takes_its_own_folder_off_the_path() -> None:
+    """A launcher puts it there, and a module of clipkit would then stand in for a library of its name."""
+    code = (
+        "import runpy, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, 'clipkit')\n"
+        "sys.argv = ['clipkit/train.py', '--recipe', 'none-such']\n"
+        "try:\n    runpy.run_path('clipkit/train.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 2\n"
+        "assert Path('clipkit').resolve() not in {Path(p or '.').resolve() for p in sys.path}, sys.path\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_script_from_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
     """Its own folder, with modules like ``cache`` and ``config``, must not be on the path of the libraries."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -203,6 +203,16 @@ def test_a_folder_that_is_no_run_is_never_deleted(
     assert (folder / foreign).read_text() == (folder / "thesis.tex").read_text() == "name: mine\n"
 
 
+@pytest.mark.parametrize("text", ["", "lr: 1e-3\nbatch_size: 20\n"])
+def test_a_run_file_of_ones_own_makes_no_run_directory(run_here: Any, tmp_path: Path, capsys: Any, text: str) -> None:
+    """A project may keep the settings for ``--config`` in a file of the same name."""
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert run_here(tmp_path, max_steps=1, overwrite=True) == 2
+    assert str(tmp_path) in one_line(capsys.readouterr().err)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
 def test_overwrite_does_not_delete_before_the_data_are_found(run_here: Any, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     assert run_here(run, max_steps=1) == 0
