@@ -1,7 +1,19 @@
 """Step 3, compare: the comparison table and the losses over it, on one device or many."""
 
 from clipkit.objectives.comparison import Comparison, compare
-from clipkit.objectives.dense import infonce, sigmoid
+from clipkit.objectives.drop_in import ClipLoss, SigLipLoss
 from clipkit.objectives.exchange import gather_rows, sum_over_ranks
+from clipkit.objectives.tiled import infonce, sigmoid
+from clipkit.objectives.walk import Tiling
 
-__all__ = ["Comparison", "compare", "gather_rows", "infonce", "sigmoid", "sum_over_ranks"]
+__all__ = [
+    "ClipLoss",
+    "Comparison",
+    "SigLipLoss",
+    "Tiling",
+    "compare",
+    "gather_rows",
+    "infonce",
+    "sigmoid",
+    "sum_over_ranks",
+]
