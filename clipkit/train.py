@@ -92,6 +92,8 @@ def run(recipe: Recipe, config: Config) -> Path:
     console = Console(main)
     claimed = claim(config)
     directory, checkpoint = claimed.directory, claimed.checkpoint
+    for note in claimed.notes:
+        console.say(note)
     saved = read_state(checkpoint).arithmetic if checkpoint else None
     arithmetic = choose_arithmetic(config.optim.precision, accelerator.device, saved)
     apply_arithmetic(arithmetic, accelerator.device)

@@ -29,7 +29,8 @@ from training_helpers import (
 )
 
 from clipkit.training import loop
-from clipkit.training.checkpoint import checkpoints, read_state
+from clipkit.training.checkpoint import read_state
+from clipkit.training.kept import checkpoints
 
 pytestmark = pytest.mark.usefixtures("steady")
 
@@ -229,44 +230,135 @@ def test_a_checkpoint_of_another_shape(
         assert "24" in said and "16" in said, "both shapes are named"
 
 
-DAMAGE = [("model.safetensors", "cut"), ("model.safetensors", "noise"), ("optimizer.safetensors", "cut")]
+DAMAGE = [
+    ("model.safetensors", "cut"),
+    ("model.safetensors", "noise"),
+    ("model.safetensors", "a byte"),
+    ("optimizer.safetensors", "gone"),
+    ("optimizer.json", "cut"),
+    ("state.json", "noise"),
+    ("state.json", "gone"),
+]
 
 
-@pytest.mark.parametrize(("name", "how"), [*DAMAGE, ("optimizer.json", "cut"), ("state.json", "noise")])
-def test_a_damaged_checkpoint_is_named(
-    run_here: Any, copy: Path, held_out: Path, capsys: Any, name: str, how: str
-) -> None:
-    path = copy / "checkpoints" / "step-6" / name
+def spoil(path: Path, how: str = "cut") -> None:
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2] if how == "cut" else os.urandom(200))
-    assert run_here(copy, val_data=held_out, resume="auto") == 2
-    assert "step-6" in one_line(capsys.readouterr().err)
-    assert steps(copy) == [3, 6], "and nothing is thrown away"
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_checkpoint_without_one_of_its_files(
-    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str
-) -> None:
-    """Either it is taken for no whole checkpoint, and an earlier one is used, or it is named."""
-    (copy / "checkpoints" / "step-6" / name).unlink()
-    status = run_here(copy, val_data=held_out, keep_last=99, resume="auto")
-    if status == 2:
-        assert "step-6" in one_line(capsys.readouterr().err)
+    if how == "gone":
+        path.unlink()
+    elif how == "a byte":  # in the middle of the weights: it still opens
+        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
     else:
-        assert status == 0
-        assert_same_run(copy, whole)
+        path.write_bytes(data[: len(data) // 2] if how == "cut" else os.urandom(200))
 
 
-def test_checkpoints_are_sorted_by_number(tmp_path: Path) -> None:
-    for name in ("step-9", "step-100", "step-20", "step-x", ".tmp-step-200-1", "step-300"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        if name != "step-300":  # being written: no state yet
-            step = int(name[5:]) if name[5:].isdigit() else 0
-            (tmp_path / "checkpoints" / name / "state.json").write_text(
-                json.dumps({"step": step, "fingerprint": "", "best": None, "arithmetic": {}, "seconds": 0.0})
-            )
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-20", "step-100"]
+@pytest.mark.parametrize(("name", "how"), DAMAGE)
+def test_a_damaged_newest_checkpoint_is_passed_by(
+    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str, how: str
+) -> None:
+    """The newest whole one is taken, a line says so, and the run ends as if nothing had happened."""
+    spoil(copy / "checkpoints" / "step-6" / name, how)
+    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "is damaged (" in line]
+    assert len(told) == 1 and "step-6" in told[0] and name in told[0] and "step-3" in told[0]
+    assert any("continuing from" in line and "(step 3)" in line for line in lines)
+    assert_same_run(copy, whole)
+    assert [p.name for p in checkpoints(copy)] == ["step-3", "step-6", "step-9", "step-12"]
+
+
+@pytest.mark.parametrize(("name", "how"), [("model.safetensors", "cut"), ("state.json", "noise")])
+def test_a_damaged_older_checkpoint_is_ignored(
+    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str, how: str
+) -> None:
+    spoil(copy / "checkpoints" / "step-3" / name, how)
+    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "is damaged (" in line]
+    assert len(told) == 1 and "step-3" in told[0] and name in told[0]
+    assert any("continuing from" in line and "(step 6)" in line for line in lines)
+    assert_same_run(copy, whole)
+
+
+def test_nothing_but_damaged_checkpoints(run_here: Any, copy: Path, held_out: Path, capsys: Any) -> None:
+    for step in (3, 6):
+        spoil(copy / "checkpoints" / f"step-{step}" / "model.safetensors")
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert run_here(copy, val_data=held_out, resume="auto") == 2
+    said = one_line(capsys.readouterr().err)
+    assert str(copy) in said and "step-6" in said and "model.safetensors" in said and "--overwrite" in said
+    assert steps(copy) == [3, 6] and (copy / "metrics.jsonl").read_bytes() == before, "nothing is thrown away"
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(run_here: Any, copy: Path, held_out: Path, capsys: Any) -> None:
+    spoil(copy / "checkpoints" / "step-6" / "optimizer.safetensors")
+    assert run_here(copy, val_data=held_out, resume=copy / "checkpoints" / "step-6") == 2
+    said = one_line(capsys.readouterr().err)
+    assert "step-6" in said and "optimizer.safetensors" in said and "auto" in said
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_ends_well(
+    run_here: Any, copy: Path, held_out: Path, capsys: Any
+) -> None:
+    """What validation preferred cannot be had any more: the best is sought anew, and the end does not want it."""
+    path = copy / "checkpoints" / "step-6" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best": [2.0, 3]}))
+    spoil(copy / "checkpoints" / "step-3" / "model.safetensors")
+    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
+    best = read_state(copy / "checkpoints" / "step-12").best
+    assert best is not None and best[1] in (9, 12)
+    assert json.loads((copy / "evaluation.json").read_text())["step"] == best[1]
+
+
+@pytest.mark.parametrize("name", ["baseline.json", "metrics.jsonl", "quarantine.jsonl"])
+def test_damaged_records_of_a_run_do_not_keep_it_from_going_on(
+    run_here: Any, copy: Path, held_out: Path, whole: Path, name: str
+) -> None:
+    (copy / name).write_bytes(b'{"kind": "train", "st\xff\xfe')
+    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
+    assert_same_weights(copy / "checkpoints" / "step-12", whole / "checkpoints" / "step-12")
+
+
+class Killed(BaseException):
+    """What no handler catches, as no handler sees a SIGKILL."""
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_killed_while_the_same_step_is_written_again(
+    run_here: Any, whole: Path, held_out: Path, tmp_path: Path, monkeypatch: Any, call: int
+) -> None:
+    """Gone back to step 3, step 6 is written a second time. Killed before, between or after the renames and
+    deletions of that, there is a whole checkpoint of step 6, and the run goes on from it."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for step in (9, 12):
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+
+    made = [0]
+
+    def killed_at(real: Any) -> Any:
+        def wrapped(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if "step-6" in str(path) and Path(path).exists():
+                made[0] += 1
+                if made[0] == call:
+                    raise Killed
+            return real(path, *args, **kwargs)
+
+        return wrapped
+
+    again = {"val_data": held_out, "keep_last": 99}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed_at(os.rename))
+        patch.setattr(shutil, "rmtree", killed_at(shutil.rmtree))
+        try:
+            status = run_here(run, **again, resume=run / "checkpoints" / "step-3")
+        except Killed:
+            status = None
+    assert (status is None) == (call <= 3), "two renames and a deletion"
+    assert 6 in [read_state(p).step for p in checkpoints(run)]
+    assert run_here(run, **again, resume="auto") == 0
+    assert_same_run(run, whole)
+    assert [p.name for p in checkpoints(run)] == ["step-3", "step-6", "step-9", "step-12"]
+    assert not list((run / "checkpoints").glob(".*")), "what the killed one left is gone"
 
 
 def test_the_arithmetic_of_the_run_is_used_again(run_here: Any, copy: Path, held_out: Path, monkeypatch: Any) -> None:
