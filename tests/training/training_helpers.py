@@ -161,6 +161,21 @@ def kill_group(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
 
 
+def group_is_gone(process: subprocess.Popen[str], timeout: float = 90) -> bool:
+    """Whether all processes that ``start`` made end by themselves; those that do not are ended."""
+    process.wait(timeout)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            process.communicate()
+            return True
+        time.sleep(0.05)
+    kill_group(process, signal.SIGKILL)
+    return False
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     import socket
