@@ -37,7 +37,7 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
     if not trainer.accelerator.is_main_process:
         return
     evaluation: dict[str, Any] = {}
-    examples = None
+    examples, credits = None, []
     if report is not None and report.retrieval is not None:
         split = str(trainer.final_split)
         evaluation = {
@@ -47,14 +47,15 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
         reader = trainer.readers.held_out[split]
         aligner = Aligner(trainer.model, str(run), trainer.arithmetic.autocast)
         say("\n".join(["", *table(report, baseline, split), "", *three_pictures(report, reader), ""]))
-        Index.of_shards(aligner, reader.shards, report.encoded.samples.tolist(), report.encoded.images.numpy()).save(
-            run / INDEX
-        )
+        encoded = report.encoded
+        index = Index.of_shards(aligner, reader.shards, encoded.samples.tolist(), encoded.images.numpy())
+        index.save(run / INDEX)
+        credits = index.credits()
         examples = _examples(report, reader)
         step = outcome.best if best is not None else outcome.step
         with atomic_write(run / EVALUATION) as file:
             file.write(json.dumps({"split": split, "step": step, **evaluation}, indent=2).encode())
-    write_report(run, evaluation=evaluation, examples=examples)
+    write_report(run, evaluation=evaluation, examples=examples, credits=credits)
     say(f"report    {run / REPORT}")
     for line in next_commands(run, evaluation):
         say(line)
