@@ -7,14 +7,15 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from training_helpers import (
+    assert_same_run,
     assert_same_weights,
+    at_step,
     finish,
     flags,
     kill_group,
@@ -28,61 +29,10 @@ from training_helpers import (
     wait_for_step,
 )
 
-from clipkit.training import loop
 from clipkit.training.checkpoint import read_state
 from clipkit.training.kept import checkpoints
 
 pytestmark = pytest.mark.usefixtures("steady")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, basics: dict[str, Any], held_out: Path) -> Iterator[Path]:
-    """The uninterrupted run: 12 steps, 3 an epoch, every checkpoint kept."""
-    from clipkit.train import main
-
-    run = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipkit.training.precision._measure", lambda setting: (1.0, 1e-7))
-        torch.set_num_threads(1)
-        assert main(flags({**basics, "output": str(run), "val_data": str(held_out), "keep_last": 99})) == 0
-    yield run
-
-
-@pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    """The run as it was killed after step 8: its last checkpoint is that of step 6."""
-    run = tmp_path / "killed"
-    shutil.copytree(whole, run)
-    for step in (9, 12):
-        shutil.rmtree(run / "checkpoints" / f"step-{step}")
-    for name in ("report.html", "evaluation.json"):
-        (run / name).unlink()
-    kept = [json.dumps(r) for r in records(run) if r["step"] <= 8]
-    (run / "metrics.jsonl").write_text("\n".join([*kept, '{"kind": "train", "step": 9, "lo']))
-    return run
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """``action()`` in the middle of the step-th step that this process makes."""
-    made = [0]
-    real = loop.train_step
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        made[0] += 1
-        if made[0] == step:
-            action()
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", wrapped)
-
-
-def assert_same_run(run: Path, whole: Path, since: int = 0) -> None:
-    mine, theirs = losses(run), losses(whole)
-    assert mine.keys() == theirs.keys()
-    assert {s: v for s, v in mine.items() if s > since} == {s: v for s, v in theirs.items() if s > since}
-    every = [r["step"] for r in records(run)]
-    assert every == sorted(every)
-    assert_same_weights(run / "checkpoints" / "step-12", whole / "checkpoints" / "step-12")
 
 
 @pytest.mark.parametrize(
@@ -228,137 +178,6 @@ def test_a_checkpoint_of_another_shape(
     assert "step-6" in said and ("shape" in said or "model" in said)
     if change == "shape":
         assert "24" in said and "16" in said, "both shapes are named"
-
-
-DAMAGE = [
-    ("model.safetensors", "cut"),
-    ("model.safetensors", "noise"),
-    ("model.safetensors", "a byte"),
-    ("optimizer.safetensors", "gone"),
-    ("optimizer.json", "cut"),
-    ("state.json", "noise"),
-    ("state.json", "gone"),
-]
-
-
-def spoil(path: Path, how: str = "cut") -> None:
-    data = path.read_bytes()
-    if how == "gone":
-        path.unlink()
-    elif how == "a byte":  # in the middle of the weights: it still opens
-        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
-    else:
-        path.write_bytes(data[: len(data) // 2] if how == "cut" else os.urandom(200))
-
-
-@pytest.mark.parametrize(("name", "how"), DAMAGE)
-def test_a_damaged_newest_checkpoint_is_passed_by(
-    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str, how: str
-) -> None:
-    """The newest whole one is taken, a line says so, and the run ends as if nothing had happened."""
-    spoil(copy / "checkpoints" / "step-6" / name, how)
-    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = [line for line in lines if "is damaged (" in line]
-    assert len(told) == 1 and "step-6" in told[0] and name in told[0] and "step-3" in told[0]
-    assert any("continuing from" in line and "(step 3)" in line for line in lines)
-    assert_same_run(copy, whole)
-    assert [p.name for p in checkpoints(copy)] == ["step-3", "step-6", "step-9", "step-12"]
-
-
-@pytest.mark.parametrize(("name", "how"), [("model.safetensors", "cut"), ("state.json", "noise")])
-def test_a_damaged_older_checkpoint_is_ignored(
-    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str, how: str
-) -> None:
-    spoil(copy / "checkpoints" / "step-3" / name, how)
-    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = [line for line in lines if "is damaged (" in line]
-    assert len(told) == 1 and "step-3" in told[0] and name in told[0]
-    assert any("continuing from" in line and "(step 6)" in line for line in lines)
-    assert_same_run(copy, whole)
-
-
-def test_nothing_but_damaged_checkpoints(run_here: Any, copy: Path, held_out: Path, capsys: Any) -> None:
-    for step in (3, 6):
-        spoil(copy / "checkpoints" / f"step-{step}" / "model.safetensors")
-    before = (copy / "metrics.jsonl").read_bytes()
-    assert run_here(copy, val_data=held_out, resume="auto") == 2
-    said = one_line(capsys.readouterr().err)
-    assert str(copy) in said and "step-6" in said and "model.safetensors" in said and "--overwrite" in said
-    assert steps(copy) == [3, 6] and (copy / "metrics.jsonl").read_bytes() == before, "nothing is thrown away"
-
-
-def test_a_damaged_checkpoint_that_is_named_is_refused(run_here: Any, copy: Path, held_out: Path, capsys: Any) -> None:
-    spoil(copy / "checkpoints" / "step-6" / "optimizer.safetensors")
-    assert run_here(copy, val_data=held_out, resume=copy / "checkpoints" / "step-6") == 2
-    said = one_line(capsys.readouterr().err)
-    assert "step-6" in said and "optimizer.safetensors" in said and "auto" in said
-
-
-def test_a_run_whose_best_checkpoint_is_damaged_ends_well(
-    run_here: Any, copy: Path, held_out: Path, capsys: Any
-) -> None:
-    """What validation preferred cannot be had any more: the best is sought anew, and the end does not want it."""
-    path = copy / "checkpoints" / "step-6" / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"best": [2.0, 3]}))
-    spoil(copy / "checkpoints" / "step-3" / "model.safetensors")
-    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
-    best = read_state(copy / "checkpoints" / "step-12").best
-    assert best is not None and best[1] in (9, 12)
-    assert json.loads((copy / "evaluation.json").read_text())["step"] == best[1]
-
-
-@pytest.mark.parametrize("name", ["baseline.json", "metrics.jsonl", "quarantine.jsonl"])
-def test_damaged_records_of_a_run_do_not_keep_it_from_going_on(
-    run_here: Any, copy: Path, held_out: Path, whole: Path, name: str
-) -> None:
-    (copy / name).write_bytes(b'{"kind": "train", "st\xff\xfe')
-    assert run_here(copy, val_data=held_out, keep_last=99, resume="auto") == 0
-    assert_same_weights(copy / "checkpoints" / "step-12", whole / "checkpoints" / "step-12")
-
-
-class Killed(BaseException):
-    """What no handler catches, as no handler sees a SIGKILL."""
-
-
-@pytest.mark.parametrize("call", range(1, 5))
-def test_killed_while_the_same_step_is_written_again(
-    run_here: Any, whole: Path, held_out: Path, tmp_path: Path, monkeypatch: Any, call: int
-) -> None:
-    """Gone back to step 3, step 6 is written a second time. Killed before, between or after the renames and
-    deletions of that, there is a whole checkpoint of step 6, and the run goes on from it."""
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    for step in (9, 12):
-        shutil.rmtree(run / "checkpoints" / f"step-{step}")
-
-    made = [0]
-
-    def killed_at(real: Any) -> Any:
-        def wrapped(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if "step-6" in str(path) and Path(path).exists():
-                made[0] += 1
-                if made[0] == call:
-                    raise Killed
-            return real(path, *args, **kwargs)
-
-        return wrapped
-
-    again = {"val_data": held_out, "keep_last": 99}
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", killed_at(os.rename))
-        patch.setattr(shutil, "rmtree", killed_at(shutil.rmtree))
-        try:
-            status = run_here(run, **again, resume=run / "checkpoints" / "step-3")
-        except Killed:
-            status = None
-    assert (status is None) == (call <= 3), "two renames and a deletion"
-    assert 6 in [read_state(p).step for p in checkpoints(run)]
-    assert run_here(run, **again, resume="auto") == 0
-    assert_same_run(run, whole)
-    assert [p.name for p in checkpoints(run)] == ["step-3", "step-6", "step-9", "step-12"]
-    assert not list((run / "checkpoints").glob(".*")), "what the killed one left is gone"
 
 
 def test_the_arithmetic_of_the_run_is_used_again(run_here: Any, copy: Path, held_out: Path, monkeypatch: Any) -> None:
