@@ -8,6 +8,7 @@ defaults, a YAML file given as ``--config``, the command line.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -32,6 +33,10 @@ class DataConfig:
     """Column of a table that holds the caption. Default: the first known name (caption, text, title, ...)."""
     separator: str | None = None
     """Column separator of a CSV. Default: found from the header line."""
+    image_root: str | None = None
+    """Folder that the picture paths of a table start from. Default: the table's own folder."""
+    encoding: str | None = None
+    """Text encoding of a table, such as latin-1. Default: UTF-8, or UTF-16 with a byte order mark."""
     captions: Literal["one", "all"] = "one"
     """Captions of a picture in a batch: one, drawn anew each epoch, or all of them, every one a positive."""
     augment: Literal["none", "crop", "small"] = "crop"
@@ -227,16 +232,22 @@ def check_settings(config: Config) -> None:
         ClipkitError: the first of them.
     """
     flat = config.to_dict()
-    for name in ("batch_size", "micro_batch_size", "max_steps", "save_every", "eval_every", "log_every", "keep_last",
+    if flat["batch_size"] < 2:
+        raise ClipkitError(
+            f"--batch-size is {flat['batch_size']}; it must be at least 2, because a pair is compared with the others"
+        )
+    if not -(2**63) <= flat["seed"] < 2**63:
+        raise ClipkitError(f"--seed is {flat['seed']}; it must fit in 64 bits")
+    for name in ("micro_batch_size", "max_steps", "save_every", "eval_every", "log_every", "keep_last",
                  "embed_dim", "image_size"):  # fmt: skip
         if flat[name] is not None and flat[name] < 1:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be at least 1")
     for name in ("workers", "wd", "grad_clip", "warmup"):
-        if flat[name] is not None and not flat[name] >= 0:
+        if flat[name] is not None and not 0 <= flat[name] < math.inf:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be 0 or more")
     for name in ("lr", "epochs", "scale_init", "scale_max"):
-        if flat[name] is not None and not flat[name] > 0:
-            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be above 0")
+        if flat[name] is not None and not 0 < flat[name] < math.inf:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be a number above 0")
     for name in ("beta1", "beta2"):
         if not 0 <= flat[name] < 1:
             raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")

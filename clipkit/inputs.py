@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def parse_flags(what: Any, arguments: list[str], prog: str, **options: Any) -> A
         text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
         lines = [line.strip("│|").strip() for line in text.splitlines()]
         inside = [line for line in lines if re.search(r"\w", line) and not line.startswith(("╭", "+", "For full"))]
+        inside = list(takewhile(lambda line: not line.startswith("Argument helptext"), inside))
         message = re.sub(r" (Perhaps you meant: \S+).*", r"; \1", " ".join(inside[1:])).replace(f" {prog} --help", "")
         raise ClipkitError(f"{message}; see {prog} --help") from None
 

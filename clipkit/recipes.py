@@ -105,6 +105,8 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
             folder,
             image_column=data.image_column,
             caption_column=data.caption_column,
+            image_root=data.image_root,
+            encoding=data.encoding,
             separator=data.separator,
         )
         wanted = folder / split

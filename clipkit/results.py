@@ -14,7 +14,8 @@ from clipkit.evaluation import best_pairs
 from clipkit.evaluation.split import SplitReport
 from clipkit.inference import Aligner, Index
 from clipkit.pairs import PairReader
-from clipkit.training.checkpoint import FOLDER, load_weights
+from clipkit.training.checkpoint import load_weights
+from clipkit.training.kept import checkpoint_of
 from clipkit.training.loop import Outcome, Trainer
 from clipkit.training.report import collect_examples, write_report
 from clipkit.training.run import read_metrics
@@ -25,8 +26,9 @@ EVALUATION, REPORT, INDEX = "evaluation.json", "report.html", "index"
 def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -> None:
     """Measure the run's best model on its final split, write the report, and tell what to try next."""
     say, run = trainer.console.say, trainer.run
-    if outcome.best is not None and outcome.best != outcome.step:
-        load_weights(trainer.model, run / FOLDER / f"step-{outcome.best}")
+    best = checkpoint_of(run, outcome.best) if outcome.best not in (None, outcome.step) else None
+    if best is not None:
+        load_weights(trainer.model, best)
         say(f"the best validation recall was at step {outcome.best}; its weights are used from here on")
     losses = [record["loss"] for record in read_metrics(run) if record.get("kind") == "train"]
     if losses:
@@ -35,7 +37,7 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
     if not trainer.accelerator.is_main_process:
         return
     evaluation: dict[str, Any] = {}
-    examples = None
+    examples, credits = None, []
     if report is not None and report.retrieval is not None:
         split = str(trainer.final_split)
         evaluation = {
@@ -45,14 +47,15 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
         reader = trainer.readers.held_out[split]
         aligner = Aligner(trainer.model, str(run), trainer.arithmetic.autocast)
         say("\n".join(["", *table(report, baseline, split), "", *three_pictures(report, reader), ""]))
-        Index.of_shards(aligner, reader.shards, report.encoded.samples.tolist(), report.encoded.images.numpy()).save(
-            run / INDEX
-        )
+        encoded = report.encoded
+        index = Index.of_shards(aligner, reader.shards, encoded.samples.tolist(), encoded.images.numpy())
+        index.save(run / INDEX)
+        credits = index.credits()
         examples = _examples(report, reader)
-        step = outcome.best or outcome.step
+        step = outcome.best if best is not None else outcome.step
         with atomic_write(run / EVALUATION) as file:
             file.write(json.dumps({"split": split, "step": step, **evaluation}, indent=2).encode())
-    write_report(run, evaluation=evaluation, examples=examples)
+    write_report(run, evaluation=evaluation, examples=examples, credits=credits)
     say(f"report    {run / REPORT}")
     for line in next_commands(run, evaluation):
         say(line)

@@ -57,6 +57,7 @@ sys.modules[__name__].__class__ = _Callable
 
 def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
+    import warnings
     from dataclasses import replace
     from datetime import timedelta
 
@@ -79,19 +80,25 @@ def run(recipe: Recipe, config: Config) -> Path:
     check_settings(config)
     accelerators = (torch.cuda, torch.backends.mps, torch.xpu)
     try:
-        accelerator = Accelerator(
-            cpu=not any(kind.is_available() for kind in accelerators),
-            mixed_precision="no",
-            log_with=config.run.log_with,
-            project_dir=config.run.output or f"runs/{config.recipe}",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-        )
-    except ValueError as error:  # an unknown tracker, or one whose package is missing
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*no supported trackers")  # it becomes an error below
+            accelerator = Accelerator(
+                cpu=not any(kind.is_available() for kind in accelerators),
+                mixed_precision="no",
+                log_with=config.run.log_with,
+                project_dir=config.run.output or f"runs/{config.recipe}",
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            )
+    except ValueError as error:  # an unknown tracker
         raise ClipkitError(f"--log-with {config.run.log_with}: {str(error).splitlines()[0]}") from None
+    if config.run.log_with and not accelerator.log_with:
+        raise ClipkitError(f"--log-with {config.run.log_with}: its package is not installed; pip install it first")
     main = accelerator.is_main_process
     console = Console(main)
     claimed = claim(config)
     directory, checkpoint = claimed.directory, claimed.checkpoint
+    for note in claimed.notes:
+        console.say(note)
     saved = read_state(checkpoint).arithmetic if checkpoint else None
     arithmetic = choose_arithmetic(config.optim.precision, accelerator.device, saved)
     apply_arithmetic(arithmetic, accelerator.device)
@@ -101,8 +108,7 @@ def run(recipe: Recipe, config: Config) -> Path:
         check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
     objective = recipe.objective(config)
     if config.run.dry_run:
-        if main:
-            show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)
+        show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)
         return directory
     if main:
         start_run(claimed, config)

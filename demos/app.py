@@ -44,6 +44,8 @@ def build_app(model: Aligner, index: Index | None = None) -> gr.Blocks:
             match_page(model, examples)
         with gr.Tab("Classify", id="classify"):
             classify_page(model, examples)
+        for line in index.credits() if index is not None else []:
+            gr.HTML(f"<p>{escape(line)}</p>", elem_classes="ck-note")
     return app.queue(max_size=_WAITING, default_concurrency_limit=AT_ONCE)
 
 

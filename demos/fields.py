@@ -36,7 +36,7 @@ def pictures_field(label: str) -> gr.Gallery:
         type="filepath",
         file_types=["image"],
         interactive=True,
-        columns=3,
+        columns=4,
         height=260,
         object_fit="contain",
         buttons=[],

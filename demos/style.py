@@ -11,6 +11,9 @@ CSS = """
 /* Galleries: as high as they need to be, below their label, two columns on a phone */
 .ck-found .grid-wrap { max-height: none !important; }
 .ck-found .grid-container, .ck-upload .grid-container { padding-top: 1.75rem !important; }
+.ck-upload .grid-container { --grid-cols: 4 !important; }
+/* The line of text below the picture, not over its feet */
+.ck-found .thumbnail-lg > img { box-sizing: border-box; padding-bottom: 1.75rem; }
 @media (max-width: 640px) { .ck-found .grid-container { --grid-cols: 2 !important; } }
 
 .ck-scroll { overflow-x: auto; max-width: 100%; }

@@ -156,3 +156,4 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "clpi" in message(parse_training, ["--config", run_file(tmp_path, "recipe: clpi")])
     assert "--batch-size" in message(parse_training, ["--recipe", "clip", "--batch-sise", "3"])
     assert "'many'" in message(parse_training, ["--recipe", "clip", "--batch-size", "many"])
+    assert "helptext" not in message(parse_training, ["--recipe", "clip", "--batch-size", "many"])

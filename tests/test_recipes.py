@@ -181,6 +181,18 @@ def test_columns_of_ones_own(table: Path) -> None:
     assert "beschreibung" in str(caught.value) and "odd.csv" in str(caught.value)
 
 
+def test_a_table_away_from_its_pictures_in_another_encoding(table: Path, tmp_path: Path) -> None:
+    """What the messages about such a table tell people to pass."""
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("".join(["image,caption\n", *(f"{i:03d}.png,café {i}\n" for i in range(8))]).encode("latin-1"))
+    with pytest.raises(ClipkitError, match="--encoding"):
+        opened(latin)
+    with pytest.raises(ClipkitError, match="--image-root"):
+        opened(latin, encoding="latin-1")
+    train = opened(latin, encoding="latin-1", image_root=str(table.parent)).train
+    assert len(train) == 8 and "café" in train.read_captions(0)[0]
+
+
 def test_data_as_a_folder_of_classes(tmp_path: Path) -> None:
     for colour in ("red", "blue"):
         (tmp_path / "photos" / colour).mkdir(parents=True)

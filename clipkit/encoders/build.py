@@ -51,12 +51,28 @@ def build(config: ModelConfig, *, sigmoid: bool = False, scale_init: float | Non
     else:
         model = from_open_clip(config.model, config.pretrained, image_size=config.image_size)
         fresh = config.pretrained is None
+    if config.image_size:
+        _check_size(model, config.image_size)
     set_temperature(model, sigmoid, scale_init, fresh)
     if config.lock_image:
         model.image.lock()
     if config.lock_text:
         model.text.lock()
     return model
+
+
+def _check_size(model: DualEncoder, size: int) -> None:
+    """Refuse a picture size that the tower was not made for, before a run and not in its first step."""
+    try:
+        with torch.no_grad():
+            model.image.eval()(torch.zeros(1, 3, model.picture.size, model.picture.size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ClipkitError(
+            f"--image-size {size} does not fit the picture tower ({str(error).splitlines()[0]}); leave it out, or "
+            f"take a multiple of the tower's patches"
+        ) from None
+    finally:
+        model.image.train()
 
 
 def set_temperature(model: DualEncoder, sigmoid: bool, scale_init: float | None, fresh: bool) -> None:

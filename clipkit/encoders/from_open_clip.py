@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,17 @@ def open_clip_names() -> list[str]:
     import open_clip
 
     return [p.stem for p in sorted(CONFIGS.glob("*.json"))] + open_clip.list_models()
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """open_clip logs what it then raises, and people would read it twice."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def read_model_config(model: str) -> tuple[str, dict[str, Any]]:
@@ -122,9 +136,10 @@ def from_open_clip(
         text_config |= {"hf_model_name": str(tokenizer_folder), "hf_model_pretrained": False}
     try:
         if pretrained and pretrained in open_clip.list_pretrained_tags_by_model(model):
-            net: Any = open_clip.create_model(
-                model, pretrained=pretrained, force_custom_text=True, force_image_size=image_size
-            )
+            with _no_log():
+                net: Any = open_clip.create_model(
+                    model, pretrained=pretrained, force_custom_text=True, force_image_size=image_size
+                )
         else:
             options = {k: v for k, v in config.items() if k not in ("custom_text", "preprocess_cfg")}
             vision = dict(config["vision_cfg"], **({"image_size": image_size} if image_size else {}))

@@ -136,6 +136,19 @@ class Index:
                 items.append(Item(str(shard.path.resolve()), shard.keys[at], caption, offset, size))
         return cls(model, np.ascontiguousarray(embeddings, dtype=np.float32), items)
 
+    def credits(self) -> list[str]:
+        """Whose the pictures are and on what terms they are shown, as the ``dataset.json`` of their shards says."""
+        folders = {Path(item.path).parent for item in self.items if item.offset >= 0}
+        found: dict[str, None] = {}
+        for file in sorted({place / "dataset.json" for folder in folders for place in (folder, folder.parent)}):
+            try:
+                said = json.loads(file.read_text(encoding="utf-8")).get("license")
+            except (OSError, ValueError, AttributeError):
+                continue
+            if isinstance(said, str) and said:
+                found[said] = None
+        return list(found)
+
     def save(self, path: str | Path) -> Path:
         """Write the index to folder ``path``; a kill at any moment leaves the old one or the new one.
 

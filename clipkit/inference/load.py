@@ -44,7 +44,8 @@ def load(
 
 
 def _find(source: str, pretrained: str | None) -> DualEncoder:
-    from clipkit.training.checkpoint import FOLDER, find_checkpoint, load_model
+    from clipkit.training.checkpoint import FOLDER, load_model
+    from clipkit.training.kept import find_checkpoint
 
     path = Path(source)
     brings_weights = [

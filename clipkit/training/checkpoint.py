@@ -1,8 +1,9 @@
-"""Checkpoints: whole or absent, and nothing in them is executed when they are read.
+"""One checkpoint: written whole or not at all, and nothing in it is executed when it is read.
 
 A checkpoint is a folder ``checkpoints/step-N`` with ``model.safetensors``, ``frozen.safetensors`` (locked towers, a
-link to one file of the run), ``optimizer.safetensors`` and ``.json``, ``state.json``, ``config.yaml`` and the model's
-description. It is written under a temporary name, flushed, and renamed.
+link to one file of the run), ``optimizer.safetensors`` and ``.json``, ``state.json``, ``config.yaml``, the model's
+description, and ``digests.json`` with the SHA-256 of what must not change. It is written under a temporary name,
+flushed, and renamed. Which checkpoints a run has, and which of them counts, is in ``kept.py``.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipkit.cache import sync_folder
 from clipkit.config import Config, save_config
 from clipkit.encoders import DualEncoder, rebuild, save_description
+from clipkit.encoders.build import MODEL_FILE
 from clipkit.errors import ClipkitError
 
 FOLDER = "checkpoints"
-STATE = "state.json"
+STATE, CONFIG, DIGESTS = "state.json", "config.yaml", "digests.json"
 WEIGHTS, FROZEN, OPTIMIZER = "model.safetensors", "frozen.safetensors", "optimizer"
+REPLACED = ".replaced-"  # before the name of a checkpoint that gives way to a new one of the same step
 
 
 @dataclass(frozen=True)
@@ -74,48 +76,71 @@ def save_checkpoint(
             _link_frozen(run, {k: v for k, v in tensors.items() if k in frozen_names}, temporary / FROZEN)
         save_description(model, temporary)
         _save_optimizer(optimizer, temporary)
-        save_config(config, temporary / "config.yaml")
+        save_config(config, temporary / CONFIG)
+        digests = {path.relative_to(temporary).as_posix(): _digest(path) for path in _digested(temporary)}
+        (temporary / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
         (temporary / STATE).write_text(json.dumps(state.__dict__, indent=2), encoding="utf-8")
         for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
+            (sync_folder if path.is_dir() else _sync)(path)
         sync_folder(temporary)
-        if final.exists():  # the same step written again after a resume
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        sync_folder(final.parent)
+        _rename_into_place(temporary, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
         raise ClipkitError(
-            f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole: free space and continue "
-            f"with --resume auto"
+            f"{final}: the checkpoint could not be written ({_reason(error)}); earlier ones are whole: free space and "
+            f"continue with --resume auto"
         ) from None
     return final
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The run's whole checkpoints in the order in which they were written.
+def read_state(checkpoint: Path) -> State:
+    """The checkpoint's ``State``.
 
     Raises:
-        ClipkitError: one of them is damaged; passing over it could cost the steps behind an older one.
+        ClipkitError: ``state.json`` is missing or damaged.
     """
-    found = []
-    for path in (run / FOLDER).glob("step-*"):
-        if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file():
-            state = read_state(path)
-            found.append((state.written, state.step, path))
-    return [path for _, _, path in sorted(found)]
-
-
-def read_state(checkpoint: Path) -> State:
-    """The checkpoint's ``State``."""
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         best = values.pop("best")
-        return State(best=tuple(best) if best else None, **values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ClipkitError(f"{checkpoint}: not a whole clipkit checkpoint ({error})") from None
+        state = State(best=(float(best[0]), int(best[1])) if best else None, **values)
+        if not (isinstance(state.step, int) and isinstance(state.arithmetic, dict)):
+            raise ValueError(f"step is {state.step!r}, arithmetic is {state.arithmetic!r}")
+        return state
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ClipkitError(f"{checkpoint / STATE}: no whole checkpoint's state ({_reason(error)})") from None
+
+
+def damage(checkpoint: Path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint, in a few words that name the file; None when it is whole.
+
+    Args:
+        contents: also read every file to its end and compare it with its digest. Without it, files are opened, which
+            finds missing, cut and overwritten ones.
+    """
+    try:
+        read_state(checkpoint)
+        listed = checkpoint / DIGESTS  # earlier versions wrote none
+        digests: dict[str, str] = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
+        parsed = (f"{OPTIMIZER}.json", MODEL_FILE)
+        for name in dict.fromkeys((WEIGHTS, f"{OPTIMIZER}.safetensors", *parsed, *digests)):
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if contents and name in digests and _digest(path) != digests[name]:
+                return f"{name} is not what was written"
+            try:
+                if path.suffix == ".safetensors":
+                    with safe_open(path, "pt"):
+                        pass
+                elif name in parsed:
+                    json.loads(path.read_text(encoding="utf-8"))
+            except (SafetensorError, ValueError) as error:
+                return f"{name}: {error}"
+    except ClipkitError as error:
+        return str(error).removeprefix(f"{checkpoint}{os.sep}")
+    except (OSError, ValueError, TypeError) as error:
+        return f"{DIGESTS}: {_reason(error)}"
+    return None
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -173,30 +198,19 @@ def load_model(checkpoint: Path) -> DualEncoder:
     return model.eval()
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself, or a run's best or newest one.
-
-    Raises:
-        ClipkitError: there is none.
-    """
-    if (path / STATE).is_file():
-        return path
-    kept = checkpoints(path)
-    if not kept:
-        raise ClipkitError(f"{path}: no checkpoint in it; give a run directory or a checkpoint folder")
-    best = read_state(kept[-1]).best
-    wanted = path / FOLDER / f"step-{best[1]}" if best else kept[-1]
-    return wanted if wanted in kept else kept[-1]
-
-
-def prune(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete checkpoints but the last ``keep_last`` and the best one, and what a killed writer left."""
-    kept = checkpoints(run)
-    for path in kept[: -max(1, keep_last)]:
-        if path.name != f"step-{best_step}":
-            shutil.rmtree(path)
-    for path in (run / FOLDER).glob(".tmp-step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _rename_into_place(temporary: Path, final: Path) -> None:
+    """``temporary`` becomes ``final``; at every moment one of them, or the set-aside old one, is whole under a name
+    that ``kept.survey`` knows. The same step is written again after a resume."""
+    aside = final.with_name(f"{REPLACED}{final.name}")
+    if final.exists():
+        if damage(final) is None:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(final, aside)
+        else:
+            shutil.rmtree(final)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _locked_buffers(model: DualEncoder) -> set[str]:
@@ -240,3 +254,20 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _digested(folder: Path) -> list[Path]:
+    """The files that nobody has a reason to change: all but the state and the config."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (STATE, CONFIG))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from clipkit.cache import atomic_write
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
@@ -24,12 +25,12 @@ from clipkit.training.checkpoint import (
     State,
     load_optimizer,
     load_weights,
-    prune,
     read_state,
     save_checkpoint,
 )
 from clipkit.training.console import Console
 from clipkit.training.data import Readers
+from clipkit.training.kept import checkpoint_of, prune
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
 from clipkit.training.run import QUARANTINE, Metrics, log_bad, logged_bad
@@ -106,11 +107,12 @@ class Trainer:
         """
         path = self.run / BASELINE
         if self.resume is not None:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return _read_figures(path)
         report = self.measure()
         figures = report.to_dict() if report else {}
         if self.accelerator.is_main_process:
-            path.write_text(json.dumps(figures), encoding="utf-8")
+            with atomic_write(path) as file:
+                file.write(json.dumps(figures).encode())
         return figures
 
     def train(self) -> Outcome:
@@ -207,6 +209,9 @@ class Trainer:
         load_optimizer(optimizer, self.resume)
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
+        if self._best and checkpoint_of(self.run, self._best[1]) is None:
+            self.console.say(f"the best checkpoint so far, step {self._best[1]}, is not there: the best is sought anew")
+            self._best = None
         return state.step
 
     def _cached(self) -> bool:
@@ -305,6 +310,15 @@ def check_bad(count: int, n: int, name: str, run: Path) -> None:
             f"{count} of {n} samples of {name} cannot be used, more than {BAD_SHARE:.0%}; they are listed in "
             f"{run / QUARANTINE}: mend or remove them"
         )
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    """A run's figures before training; none if the file is missing or damaged."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return figures if isinstance(figures, dict) else {}
 
 
 def _closing(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:

@@ -31,7 +31,10 @@ def show_plan(
     world: int,
     console: Console,
 ) -> None:
-    """Print data, model, steps, memory and time of the run that ``config`` describes, and train nothing."""
+    """Print data, model, steps, memory and time of the run that ``config`` describes, and train nothing.
+
+    Called by all processes: the loss that is measured compares across them.
+    """
     steps = total_steps(config.optim, len(train))
     local = -(-config.optim.batch_size // world)
     kept = min(config.optim.micro_batch_size or local, local)

@@ -13,18 +13,27 @@ from clipkit.cache import atomic_write
 from clipkit.config import Config, read_settings, save_config
 from clipkit.errors import ClipkitError
 from clipkit.pairs import Bad
-from clipkit.training.checkpoint import checkpoints
+from clipkit.training.checkpoint import damage
+from clipkit.training.kept import newest_whole
 
 CONFIG, METRICS, QUARANTINE = "config.yaml", "metrics.jsonl", "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A run's directory, the checkpoint to go on from (None for a new run), and whether an old run is in the way."""
+    """Where a run goes and what it goes on from.
+
+    Attributes:
+        directory: the run's.
+        checkpoint: to go on from; None for a new run.
+        replaces: whether an old run is in the way.
+        notes: a line about every damaged checkpoint that was passed by.
+    """
 
     directory: Path
     checkpoint: Path | None
     replaces: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def claim(config: Config) -> Claim:
@@ -32,7 +41,7 @@ def claim(config: Config) -> Claim:
 
     Raises:
         ClipkitError: the directory holds a run and neither --resume nor --overwrite was given, or what --resume
-            names does not exist, or the directory is not a run's.
+            names does not exist or is damaged, or the directory is not a run's.
     """
     run = Path(config.run.output or f"runs/{config.recipe}")
     resume = config.run.resume
@@ -43,11 +52,14 @@ def claim(config: Config) -> Claim:
         checkpoint = Path(str(resume))
         if not (checkpoint / "state.json").is_file():
             raise ClipkitError(f"--resume {resume}: no checkpoint there; pass auto or a checkpoints/step-N folder")
+        wrong = damage(checkpoint, contents=True)
+        if wrong:
+            raise ClipkitError(f"--resume {resume}: damaged ({wrong}); pass auto for the newest whole checkpoint")
         return Claim(run, checkpoint)
     if resume == "auto":
-        kept = checkpoints(run)
-        if kept:
-            return Claim(run, kept[-1])
+        newest, notes = newest_whole(run)
+        if newest:
+            return Claim(run, newest, notes=tuple(notes))
     elif occupied and not config.run.overwrite:
         raise ClipkitError(
             f"{run} exists: pass --resume auto to continue it, --overwrite to replace it, or --output DIR"
@@ -132,7 +144,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -181,6 +181,12 @@ def test_without_an_index_search_says_what_to_do(model: Aligner) -> None:
         search.fn("red", None, 3)
 
 
+def test_the_page_says_whose_the_pictures_are(model: Aligner, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "credits", lambda self: ["Drawings by <A>, CC BY-SA 4.0"])
+    shown = [str(part["props"].get("value")) for part in build_app(model, index).config["components"]]
+    assert any("Drawings by &lt;A&gt;, CC BY-SA 4.0" in text for text in shown)
+
+
 def test_a_taken_port_is_one_line(model: Aligner, address: str, free_port: int) -> None:
     with pytest.raises(ClipkitError, match=f"port {free_port} cannot be used"):
         serve(build_app(model), port=free_port, block=False)

@@ -230,3 +230,9 @@ def test_weights_in_safetensors_and_clipkits_own(
         torch.testing.assert_close(again.encode_image(pixels), model.encode_image(pixels), rtol=0, atol=1e-6)
         tokens = model.tokenizer(captions)
         torch.testing.assert_close(again.encode_text(tokens), model.encode_text(tokens), rtol=0, atol=1e-6)
+
+
+def test_weights_that_cannot_be_fetched_are_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ClipkitError, match="laion2b_s34b_b79k"):
+        build(ModelConfig("ViT-B-32", pretrained="laion2b_s34b_b79k"))
+    assert capfd.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,22 @@ def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: 
                 index.save(path)
         assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
     assert not list(tmp_path.glob(".*")), "nothing half stays"
+
+
+def test_credits_are_those_of_the_shards_that_the_pictures_are_in(model: Any, tmp_path: Path) -> None:
+    said = ["Pictures by A, CC BY 4.0", "Pictures by B"]
+    for name, text in (
+        ("a", json.dumps({"license": said[0]})),
+        ("b", json.dumps({"license": said[1]})),
+        ("c", "not json"),
+        ("d", json.dumps({"license": None})),
+        ("e", "[]"),
+    ):
+        (tmp_path / name / "test").mkdir(parents=True)
+        (tmp_path / name / "dataset.json").write_text(text)
+    (tmp_path / "a" / "dataset.json").rename(tmp_path / "a" / "test" / "dataset.json")
+    items = [Item(str(tmp_path / name / "test" / "0.tar"), name, "", 512, 9) for name in ("b", "a", "c", "d", "e", "a")]
+    items.append(Item(str(tmp_path / "b" / "test" / "own.png"), "own", ""))
+    rows = np.eye(len(items), dtype=np.float32)
+    assert Index(model, rows, items).credits() == said
+    assert Index(model, rows[-1:], items[-1:]).credits() == [], "a file of one's own, whatever lies beside it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training_helpers import flags, make_config, make_table
+from training_helpers import flags, make_config, make_table, records
 
 Run = Callable[..., int]
 
@@ -80,4 +82,35 @@ def run_here(basics: dict[str, Any]) -> Run:
 
         return main(flags({**basics, "output": str(output), **settings}))
 
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, basics: dict[str, Any], held_out: Path) -> Path:
+    """The uninterrupted run: 12 steps, 3 an epoch, every checkpoint kept."""
+    import torch
+
+    from clipkit.train import main
+
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipkit.training.precision._measure", lambda setting: (1.0, 1e-7))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert main(flags({**basics, "output": str(run), "val_data": str(held_out), "keep_last": 99})) == 0
+    torch.set_num_threads(threads)
+    return run
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The run as it was killed after step 8: its last checkpoint is that of step 6."""
+    run = tmp_path / "killed"
+    shutil.copytree(whole, run)
+    for step in (9, 12):
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    for name in ("report.html", "evaluation.json"):
+        (run / name).unlink()
+    kept = [json.dumps(r) for r in records(run) if r["step"] <= 8]
+    (run / "metrics.jsonl").write_text("\n".join([*kept, '{"kind": "train", "step": 9, "lo']))
     return run

@@ -294,3 +294,8 @@ def test_curves_follow_the_theme_and_smoothing_does_not_lag() -> None:
     noisy = falling + np.random.default_rng(0).normal(size=100)
     assert np.std(np.diff(np.array(smooth(noisy.tolist())))) < 0.4 * np.std(np.diff(noisy))
     assert np.isfinite(smooth([1.0, float("nan"), 3.0])).all()
+
+
+def test_whose_the_pictures_are(tmp_path: Path) -> None:
+    page = read_page(write_report(tmp_path, credits=["Drawings by <A>, CC BY-SA 4.0"]))
+    assert "Drawings by <A>, CC BY-SA 4.0" in page.text

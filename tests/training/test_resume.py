@@ -7,14 +7,15 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from training_helpers import (
+    assert_same_run,
     assert_same_weights,
+    at_step,
     finish,
     flags,
     kill_group,
@@ -28,60 +29,10 @@ from training_helpers import (
     wait_for_step,
 )
 
-from clipkit.training import loop
-from clipkit.training.checkpoint import checkpoints, read_state
+from clipkit.training.checkpoint import read_state
+from clipkit.training.kept import checkpoints
 
 pytestmark = pytest.mark.usefixtures("steady")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, basics: dict[str, Any], held_out: Path) -> Iterator[Path]:
-    """The uninterrupted run: 12 steps, 3 an epoch, every checkpoint kept."""
-    from clipkit.train import main
-
-    run = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipkit.training.precision._measure", lambda setting: (1.0, 1e-7))
-        torch.set_num_threads(1)
-        assert main(flags({**basics, "output": str(run), "val_data": str(held_out), "keep_last": 99})) == 0
-    yield run
-
-
-@pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    """The run as it was killed after step 8: its last checkpoint is that of step 6."""
-    run = tmp_path / "killed"
-    shutil.copytree(whole, run)
-    for step in (9, 12):
-        shutil.rmtree(run / "checkpoints" / f"step-{step}")
-    for name in ("report.html", "evaluation.json"):
-        (run / name).unlink()
-    kept = [json.dumps(r) for r in records(run) if r["step"] <= 8]
-    (run / "metrics.jsonl").write_text("\n".join([*kept, '{"kind": "train", "step": 9, "lo']))
-    return run
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """``action()`` in the middle of the step-th step that this process makes."""
-    made = [0]
-    real = loop.train_step
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        made[0] += 1
-        if made[0] == step:
-            action()
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", wrapped)
-
-
-def assert_same_run(run: Path, whole: Path, since: int = 0) -> None:
-    mine, theirs = losses(run), losses(whole)
-    assert mine.keys() == theirs.keys()
-    assert {s: v for s, v in mine.items() if s > since} == {s: v for s, v in theirs.items() if s > since}
-    every = [r["step"] for r in records(run)]
-    assert every == sorted(every)
-    assert_same_weights(run / "checkpoints" / "step-12", whole / "checkpoints" / "step-12")
 
 
 @pytest.mark.parametrize(
@@ -227,46 +178,6 @@ def test_a_checkpoint_of_another_shape(
     assert "step-6" in said and ("shape" in said or "model" in said)
     if change == "shape":
         assert "24" in said and "16" in said, "both shapes are named"
-
-
-DAMAGE = [("model.safetensors", "cut"), ("model.safetensors", "noise"), ("optimizer.safetensors", "cut")]
-
-
-@pytest.mark.parametrize(("name", "how"), [*DAMAGE, ("optimizer.json", "cut"), ("state.json", "noise")])
-def test_a_damaged_checkpoint_is_named(
-    run_here: Any, copy: Path, held_out: Path, capsys: Any, name: str, how: str
-) -> None:
-    path = copy / "checkpoints" / "step-6" / name
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2] if how == "cut" else os.urandom(200))
-    assert run_here(copy, val_data=held_out, resume="auto") == 2
-    assert "step-6" in one_line(capsys.readouterr().err)
-    assert steps(copy) == [3, 6], "and nothing is thrown away"
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_checkpoint_without_one_of_its_files(
-    run_here: Any, copy: Path, held_out: Path, whole: Path, capsys: Any, name: str
-) -> None:
-    """Either it is taken for no whole checkpoint, and an earlier one is used, or it is named."""
-    (copy / "checkpoints" / "step-6" / name).unlink()
-    status = run_here(copy, val_data=held_out, keep_last=99, resume="auto")
-    if status == 2:
-        assert "step-6" in one_line(capsys.readouterr().err)
-    else:
-        assert status == 0
-        assert_same_run(copy, whole)
-
-
-def test_checkpoints_are_sorted_by_number(tmp_path: Path) -> None:
-    for name in ("step-9", "step-100", "step-20", "step-x", ".tmp-step-200-1", "step-300"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        if name != "step-300":  # being written: no state yet
-            step = int(name[5:]) if name[5:].isdigit() else 0
-            (tmp_path / "checkpoints" / name / "state.json").write_text(
-                json.dumps({"step": step, "fingerprint": "", "best": None, "arithmetic": {}, "seconds": 0.0})
-            )
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-9", "step-20", "step-100"]
 
 
 def test_the_arithmetic_of_the_run_is_used_again(run_here: Any, copy: Path, held_out: Path, monkeypatch: Any) -> None:

@@ -117,6 +117,31 @@ def assert_same_weights(one: Path, other: Path, atol: float | None = None) -> No
             assert torch.allclose(a[name], b[name], atol=atol, rtol=0), f"{name}: {(a[name] - b[name]).abs().max()}"
 
 
+def at_step(monkeypatch: Any, step: int, action: Any) -> None:
+    """``action()`` in the middle of the step-th step that this process makes."""
+    from clipkit.training import loop
+
+    made = [0]
+    real = loop.train_step
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        made[0] += 1
+        if made[0] == step:
+            action()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", wrapped)
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """Two runs of 12 steps have the same losses, in order, and end with the same weights, bit for bit."""
+    mine, theirs = losses(run), losses(whole)
+    assert mine == theirs
+    every = [r["step"] for r in records(run)]
+    assert every == sorted(every)
+    assert_same_weights(run / "checkpoints" / "step-12", whole / "checkpoints" / "step-12")
+
+
 def environment() -> dict[str, str]:
     """The environment of a subprocess: one thread, no network, and no clipkit on the path."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -159,6 +184,21 @@ def kill_group(process: subprocess.Popen[str], number: int) -> None:
     """Send a signal to all processes that ``start`` made, as a terminal does on Ctrl-C."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def group_is_gone(process: subprocess.Popen[str], timeout: float = 90) -> bool:
+    """Whether all processes that ``start`` made end by themselves; those that do not are ended."""
+    process.wait(timeout)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            process.communicate()
+            return True
+        time.sleep(0.05)
+    kill_group(process, signal.SIGKILL)
+    return False
 
 
 def free_port() -> int:

@@ -24,7 +24,7 @@ from clipkit.evaluation.examples import PictureMatch, best_and_worst
 from clipkit.training.report.html import finite, page
 from clipkit.training.report.pictures import heatmap, retrievals
 from clipkit.training.report.scores import classes, scores
-from clipkit.training.report.sections import details, headline, training
+from clipkit.training.report.sections import details, headline, thanks, training
 from clipkit.training.report.style import STYLE
 
 # A picture of the report: an image, its encoded bytes, or its path; None where there is none.
@@ -120,6 +120,7 @@ def write_report(
     examples: Examples | None = None,
     environment: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    credits: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
     """Write `run_dir/report.html` and return its path.
@@ -130,6 +131,7 @@ def write_report(
     examples: pictures to show, see `collect_examples`.
     environment: what the run ran on; default: the versions of Python and the main libraries.
     notes: sentences about the run (samples that could not be read, …).
+    credits: whose the pictures are, and on what terms they are shown.
     title: the line above the headline, default the directory's name.
 
     The page has no addresses to load from, adapts to light and dark and to a phone, and is replaced
@@ -156,6 +158,7 @@ def write_report(
         classes(reports),
         training(train, evals),
         details(config, dict(environment) if environment is not None else _environment()),
+        thanks(credits),
     ]
     document = page(title or run_dir.resolve().name, STYLE, body)
     path = run_dir / "report.html"

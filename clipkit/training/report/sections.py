@@ -116,6 +116,11 @@ def details(config: str, environment: Mapping[str, Any]) -> str:
     return section("To do it again", "", "".join(parts)) if parts else ""
 
 
+def thanks(credits: Sequence[str]) -> str:
+    """Whose the pictures are: many licences want it said wherever they are shown."""
+    return section("Pictures by", "", "".join(f"<p>{escape(line)}</p>" for line in credits)) if credits else ""
+
+
 def _value(record: Report, key: str) -> Any:
     """A record's value; the scale may have been written as its logarithm only."""
     if key == "scale" and "scale" not in record and finite(record.get("log_scale")):
