@@ -23,6 +23,12 @@ def _train(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _verify_gradients(arguments: list[str]) -> int:
+    from clipkit.verify import main
+
+    return main(arguments)
+
+
 def _prepare(arguments: list[str]) -> int:
     from data_prep.__main__ import main
 
@@ -53,6 +59,7 @@ VERBS = {
     "classify": Verb("name pictures with labels of your own", _command("classify")),
     "match": Verb("match pictures with captions", _command("match")),
     "embed": Verb("write embeddings of pictures or lines of text", _command("embed")),
+    "verify-gradients": Verb("compare this cluster's gradients with one process's", _verify_gradients),
     "demo": Verb("open the web demo", _demo),
 }
 
@@ -85,7 +92,7 @@ def entry() -> None:
 
 def _help() -> str:
     lines = ["usage: clipkit VERB ...", "", "Image-text alignment: train, measure and use your own models.", ""]
-    lines += [f"  {name:10}{verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:17}{verb.summary}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "clipkit VERB --help explains a verb."])
 
 

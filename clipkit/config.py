@@ -101,6 +101,9 @@ class OptimConfig:
     """Steps of linear warm-up. Default: a tenth of the run, at most 2,000; never more than the run."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How texts reach other processes' pictures: gather holds all of them on every process; ring hands them round, so
+    that no process holds more than two pieces, for very large worlds. The gradient is the same."""
     scale_init: float | None = None
     """Starting value of the temperature's inverse. Default: 1/0.07 (InfoNCE), 10 (sigmoid), or the weights' own."""
     scale_max: float = 100.0

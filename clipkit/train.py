@@ -57,12 +57,7 @@ sys.modules[__name__].__class__ = _Callable
 
 def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
-    import warnings
     from dataclasses import replace
-    from datetime import timedelta
-
-    import torch
-    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from clipkit.pairs.stream import check_batch_size
     from clipkit.results import show_results
@@ -73,26 +68,10 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.training.plan import show_plan
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.run import claim, log_bad, start_run
+    from clipkit.training.strategy import make_accelerator
 
-    # Without cpu=True, Accelerate takes the processes of torchrun on a machine without accelerators for as many
-    # runs of one process each. Autocast is entered by the encoder, piece by piece, so Accelerate gets no mixed
-    # precision of its own. A first use may convert a large table while the other processes wait: a long timeout.
     check_settings(config)
-    accelerators = (torch.cuda, torch.backends.mps, torch.xpu)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*no supported trackers")  # it becomes an error below
-            accelerator = Accelerator(
-                cpu=not any(kind.is_available() for kind in accelerators),
-                mixed_precision="no",
-                log_with=config.run.log_with,
-                project_dir=config.run.output or f"runs/{config.recipe}",
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-            )
-    except ValueError as error:  # an unknown tracker
-        raise ClipkitError(f"--log-with {config.run.log_with}: {str(error).splitlines()[0]}") from None
-    if config.run.log_with and not accelerator.log_with:
-        raise ClipkitError(f"--log-with {config.run.log_with}: its package is not installed; pip install it first")
+    accelerator = make_accelerator(config.run, config.run.output or f"runs/{config.recipe}")
     main = accelerator.is_main_process
     console = Console(main)
     claimed = claim(config)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +60,8 @@ class Tower(nn.Module):
         return self.head(x if cached else self.encode_trunk(x))
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Output of a ``DualEncoder``.
+class Embeddings(NamedTuple):
+    """Output of a ``DualEncoder``; a tuple, so that DDP and FSDP find the tensors in it.
 
     Attributes:
         images: (B, D) float, unit norm; None if no images were given.
@@ -163,7 +161,9 @@ class DualEncoder(nn.Module):
         """
         encode = [(self.encode_image, images), (self.encode_text, texts)]
         outputs = [None if x is None else _in_pieces(f, x, micro_batch_size, autocast) for f, x in encode]
-        return Embeddings(outputs[0], outputs[1], self.log_scale, self.bias)
+        # Copies, for FSDP may free the parameters themselves when this returns.
+        bias = None if self.bias is None else self.bias.clone()
+        return Embeddings(outputs[0], outputs[1], self.log_scale.clone(), bias)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from clipkit.config import Config, save_config
 from clipkit.encoders import DualEncoder, rebuild, save_description
 from clipkit.encoders.build import MODEL_FILE
 from clipkit.errors import ClipkitError
+from clipkit.training.strategy import load_optimizer_state
 
 FOLDER = "checkpoints"
 STATE, CONFIG, DIGESTS = "state.json", "config.yaml", "digests.json"
@@ -57,9 +58,13 @@ class State:
 
 
 def save_checkpoint(
-    run: Path, model: DualEncoder, optimizer: torch.optim.Optimizer, state: State, config: Config
+    run: Path, model: DualEncoder, optimizer_state: dict[str, Any], state: State, config: Config
 ) -> Path:
     """Write ``run/checkpoints/step-N``. Called by one process.
+
+    Args:
+        model: whole, not sharded.
+        optimizer_state: as ``clipkit.training.strategy.optimizer_state`` gives it.
 
     Raises:
         ClipkitError: the disk is full or cannot be written; earlier checkpoints stay as they are.
@@ -75,7 +80,7 @@ def save_checkpoint(
         if frozen_names:
             _link_frozen(run, {k: v for k, v in tensors.items() if k in frozen_names}, temporary / FROZEN)
         save_description(model, temporary)
-        _save_optimizer(optimizer, temporary)
+        _save_optimizer(optimizer_state, temporary)
         save_config(config, temporary / CONFIG)
         digests = {path.relative_to(temporary).as_posix(): _digest(path) for path in _digested(temporary)}
         (temporary / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
@@ -186,7 +191,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
         index, _, field = name.partition(".")
         state.setdefault(int(index), {})[field] = tensor
     try:
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizer_state(optimizer, {"state": state, "param_groups": groups})
     except ValueError as error:
         raise ClipkitError(f"{checkpoint}: its optimizer state does not fit this run ({error})") from None
 
@@ -237,8 +242,7 @@ def _link_frozen(run: Path, tensors: dict[str, Tensor], path: Path) -> None:
         shutil.copyfile(shared, path)
 
 
-def _save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    saved = optimizer.state_dict()
+def _save_optimizer(saved: dict[str, Any], folder: Path) -> None:
     tensors = {
         f"{index}.{name}": value.detach().cpu().contiguous()
         for index, fields in saved["state"].items()

@@ -36,6 +36,7 @@ from clipkit.training.precision import Arithmetic
 from clipkit.training.run import QUARANTINE, Metrics, log_bad, logged_bad
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
+from clipkit.training.strategy import collect, distribute, optimizer_state, whole
 
 BASELINE = "baseline.json"
 DROPOUT = 4  # purpose of the seed of a step's dropout, beside those in clipkit.pairs.stream
@@ -88,6 +89,7 @@ class Trainer:
     _best: tuple[float, int] | None = None
     _evaluated: int = 0
     _bad: set[str] = field(default_factory=set)
+    _trained: DualEncoder = field(init=False)
 
     @property
     def final_split(self) -> str | None:
@@ -130,11 +132,14 @@ class Trainer:
         self.model, message = settle_batchnorm(self.model, config.optim.micro_batch_size, local)
         if message:
             self.console.say(message)
-        optimizer = make_optimizer(self.model, config.optim)
-        start = self._restore(optimizer)
+        start = self._restore()
+        wrapped = distribute(self.model, self.accelerator)
+        self._trained = self.accelerator.unwrap_model(wrapped)
+        optimizer = make_optimizer(self._trained, config.optim)
+        if self.resume is not None:
+            load_optimizer(optimizer, self.resume)
         self._bad = logged_bad(self.run)
         metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
-        wrapped = self.accelerator.prepare_model(self.model)
         batches = stream(
             self.readers.train,
             Order(shards.sizes, config.run.seed),
@@ -196,7 +201,7 @@ class Trainer:
             self._save(step, optimizer)
         return Outcome(step, None, self._best[1] if self._best else None)
 
-    def _restore(self, optimizer: torch.optim.Optimizer) -> int:
+    def _restore(self) -> int:
         if self.resume is None:
             return 0
         state = read_state(self.resume)
@@ -206,7 +211,6 @@ class Trainer:
                 f"--train-data, or start a new run with --output"
             )
         load_weights(self.model, self.resume)
-        load_optimizer(optimizer, self.resume)
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
         if self._best and checkpoint_of(self.run, self._best[1]) is None:
@@ -222,6 +226,7 @@ class Trainer:
         return due and "val" in self.readers.held_out and self._evaluated < step
 
     def _validate(self, step: int, metrics: Metrics | None) -> None:
+        collect(self._trained, self.model)
         report = evaluate_split(
             self.model, self.readers.held_out["val"], bootstrap=0, labels=False, autocast=self.arithmetic.autocast
         )
@@ -241,19 +246,21 @@ class Trainer:
             self._best = (recall, step)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        collect(self._trained, self.model)
+        moments = optimizer_state(optimizer)
         if self.accelerator.is_main_process:
             fingerprint = self.readers.train.shards.fingerprint
             state = State(
                 step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds, self._evaluated, time.time()
             )
-            save_checkpoint(self.run, self.model, optimizer, state, self.config)
+            save_checkpoint(self.run, self.model, moments, state, self.config)
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 
     def _train_record(
         self, step: int, n_samples: int, loss: float, grad_norm: float, rate: float, speed: float
     ) -> dict[str, Any]:
-        log_scale = float(self.model.log_scale.detach())
+        log_scale = float(whole(self._trained.log_scale.detach()))
         record = {
             "kind": "train",
             "step": step,
@@ -266,8 +273,8 @@ class Trainer:
             "samples_per_second": round(speed, 1),
             "seconds": round(self._seconds, 3),
         }
-        if self.model.bias is not None:
-            record["bias"] = float(self.model.bias.detach())
+        if self._trained.bias is not None:
+            record["bias"] = float(whole(self._trained.bias.detach()))
         return record
 
     def _record(self, metrics: Metrics | None, record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from clipkit.errors import ClipkitError
 from clipkit.objectives import Comparison, compare
 from clipkit.objectives.exchange import world_size
 from clipkit.pairs import PairBatch
+from clipkit.training.strategy import whole
 
 Objective = Callable[[Comparison], Tensor]
 """A comparison to the loss of the global batch, () float; see ``clipkit.objectives.dense``."""
@@ -49,11 +50,11 @@ def train_step(
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
     """
     embeddings = model(batch.images, batch.texts, config.micro_batch_size, autocast)
-    loss = objective(compare(embeddings, batch.image_ids, batch.text_ids))
+    loss = objective(compare(embeddings, batch.image_ids, batch.text_ids, config.exchange))
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)))
     value = float(loss.detach())
     if not math.isfinite(value) or not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)

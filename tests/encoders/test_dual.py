@@ -61,7 +61,8 @@ def test_embeddings_are_unit_and_shaped() -> None:
     for x in (out.images, out.texts):
         torch.testing.assert_close(x.norm(dim=1), torch.ones(5, dtype=torch.float64))
     assert out.log_scale.shape == out.bias.shape == (1,)
-    assert out.log_scale is model.log_scale, "FSDP needs the parameter from the root's forward"
+    assert torch.equal(out.log_scale, model.log_scale) and out.log_scale.requires_grad
+    assert out.log_scale is not model.log_scale, "FSDP may free the parameter's storage when forward returns"
     assert model(images).texts is None and model(texts=texts).images is None
     torch.testing.assert_close(model(images).images, model.encode_image(images))
     torch.testing.assert_close(model(texts=texts).texts, model.encode_text(texts))

@@ -135,7 +135,7 @@ def test_killed_while_a_step_is_written_again(tiny: Path, tmp_path: Path, monkey
 
     def save(value: float) -> None:
         torch.nn.init.constant_(model.log_scale, value)
-        save_checkpoint(tmp_path, model, optimizer, State(6, "", None, {}, 0.0, written=value), Config())
+        save_checkpoint(tmp_path, model, optimizer.state_dict(), State(6, "", None, {}, 0.0, written=value), Config())
 
     def scales() -> list[float]:
         return [float(weights(kept)["model/log_scale"]) for kept in checkpoints(tmp_path)]
