@@ -81,7 +81,7 @@ def shard(model: DualEncoder, reshard_after_forward: bool = True) -> DualEncoder
     Args:
         model: equal on all processes.
         reshard_after_forward: free a block's weights after each use. Then every piece of a micro-batched step gathers
-            them again, forward and backward; without, they stay from their first use to the end of the backward pass.
+            them twice, forward and backward; without, they stay for the backward pass, which halves the gathers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
