@@ -64,10 +64,11 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.training.checkpoint import read_state
     from clipkit.training.console import Console
     from clipkit.training.data import make_readers
-    from clipkit.training.loop import Trainer, report_left_out
+    from clipkit.training.loop import Trainer
     from clipkit.training.plan import show_plan
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
-    from clipkit.training.run import claim, log_bad, start_run
+    from clipkit.training.quarantine import log_bad, report_left_out
+    from clipkit.training.run import claim, start_run
     from clipkit.training.strategy import make_accelerator
 
     check_settings(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import Bad, Order, PairBatch, ShardSet, stream
+from clipkit.pairs import Order, PairBatch, stream
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.training.checkpoint import (
     State,
@@ -33,14 +33,14 @@ from clipkit.training.data import Readers
 from clipkit.training.kept import checkpoint_of, prune
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
-from clipkit.training.run import QUARANTINE, Metrics, log_bad, logged_bad
+from clipkit.training.quarantine import check_bad, log_bad, logged_bad
+from clipkit.training.run import Metrics
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 from clipkit.training.strategy import collect, distribute, optimizer_state, whole
 
 BASELINE = "baseline.json"
 DROPOUT = 4  # purpose of the seed of a step's dropout, beside those in clipkit.pairs.stream
-BAD_SHARE, BAD_COUNT = 0.01, 10  # more bad samples than both of these stop the run
 
 
 @dataclass(frozen=True)
@@ -300,23 +300,6 @@ class Trainer:
         self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
         count = len(self._bad)
         check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)
-
-
-def report_left_out(left_out: Sequence[Bad], shards: ShardSet, run: Path, console: Console) -> None:
-    """Say what of the training data could not become a sample; stop when it is too much."""
-    if left_out:
-        first = "; ".join(f"{b.where}: {b.reason}" for b in left_out[:3])
-        console.say(f"left out {len(left_out)} of {shards.name}, listed in {run / QUARANTINE} ({first})")
-        check_bad(len(left_out), len(shards) + len(left_out), shards.name, run)
-
-
-def check_bad(count: int, n: int, name: str, run: Path) -> None:
-    """Stop when more than ten samples, and more than 1 % of them, cannot be used."""
-    if count > BAD_COUNT and count > BAD_SHARE * n:
-        raise ClipkitError(
-            f"{count} of {n} samples of {name} cannot be used, more than {BAD_SHARE:.0%}; they are listed in "
-            f"{run / QUARANTINE}: mend or remove them"
-        )
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

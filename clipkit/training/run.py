@@ -12,11 +12,10 @@ from typing import Any
 from clipkit.cache import atomic_write
 from clipkit.config import Config, read_settings, save_config
 from clipkit.errors import ClipkitError
-from clipkit.pairs import Bad
 from clipkit.training.checkpoint import damage
 from clipkit.training.kept import newest_whole
 
-CONFIG, METRICS, QUARANTINE = "config.yaml", "metrics.jsonl", "quarantine.jsonl"
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -105,16 +104,6 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         ) from None
 
 
-def log_bad(run: Path, bad: Iterable[Bad]) -> None:
-    """Append to the run's quarantine log."""
-    append_lines(run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason} for b in bad))
-
-
-def logged_bad(run: Path) -> set[str]:
-    """Where the samples in the run's quarantine log are."""
-    return {str(record.get("where")) for record in _lines(run / QUARANTINE)}
-
-
 class Metrics:
     """``metrics.jsonl``: one JSON object per record, on disk as soon as it is written.
 
@@ -137,10 +126,11 @@ class Metrics:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The run's records; a half-written last line is left out."""
-    return _lines(run / METRICS)
+    return read_lines(run / METRICS)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line; lines that are none are left out."""
     if not path.is_file():
         return []
     records = []

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from training_helpers import draw, losses, make_table, one_line, records, steps, weights
 
-from clipkit.training import checkpoint, loop
+from clipkit.training import checkpoint, loop, quarantine
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -192,11 +192,11 @@ def test_ten_bad_pictures_are_allowed(run_here: Any, tmp_path: Path) -> None:
 
 
 def test_more_than_ten_are_allowed_below_one_in_a_hundred(run_here: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(loop, "BAD_SHARE", 0.5)  # instead of thousands of pictures
+    monkeypatch.setattr(quarantine, "BAD_SHARE", 0.5)  # instead of thousands of pictures
     data = make_shards(tmp_path / "data", 60, bad=range(0, 60, 5))
     assert run_here(tmp_path / "run", train_data=data, epochs=2) == 0
     assert len(quarantined(tmp_path / "run")) == 12
-    monkeypatch.setattr(loop, "BAD_SHARE", 0.19)
+    monkeypatch.setattr(quarantine, "BAD_SHARE", 0.19)
     assert run_here(tmp_path / "other", train_data=data, epochs=2) == 2
 
 
