@@ -15,7 +15,8 @@ from typing import Any
 from clipkit.cache import cache_dir as default_cache_dir
 from clipkit.errors import ClipkitError
 from data_prep.records import Record, Source
-from data_prep.shards import DATASET_FORMAT, is_whole
+from data_prep.shards import DATASET_FORMAT
+from data_prep.workplace import is_whole
 
 
 def source_fingerprint(source: Source, path: Path, options: dict[str, Any]) -> str:

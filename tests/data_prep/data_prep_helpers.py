@@ -51,6 +51,12 @@ def tree(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
+def content(out: Path) -> dict[str, bytes]:
+    """What must be equal byte for byte when the same is prepared again: all but the indexes, which hold the time of
+    change of their tar."""
+    return {name: data for name, data in tree(out).items() if not name.endswith(".index.npz")}
+
+
 def captions(out: Path, split: str = "train") -> list[list[str]]:
     """Captions of the samples of a split, in order."""
     return [sample["json"]["captions"] for sample in samples(out, split).values()]
