@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from clipkit.errors import exit_status
+from clipkit.errors import ClipkitError, exit_status
 from clipkit.inputs import parse_flags
 from data_prep.engine import Engine
 from data_prep.filters import Filters
@@ -65,7 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         given = dict(vars(options))
         source, out = given.pop("source"), given.pop("out")
         given["filters"] = None if options.filters == Filters() else options.filters
-        print(prepare(source, out, show_progress=sys.stderr.isatty(), **given))
+        try:
+            print(prepare(source, out, show_progress=sys.stderr.isatty(), **given))
+        except OSError as error:  # a full disk, a folder that cannot be written to
+            where = f"{error.filename}: " if error.filename else ""
+            raise ClipkitError(f"{where}{error.strerror or error}; the same command goes on from here") from None
 
     return exit_status(job)
 

@@ -20,7 +20,7 @@ KEPT = {
     "PNG": "png",
     "WEBP": "webp",
 }  # MPO: a JPEG with further pictures behind it
-_LOOK_SIDE = 32  # pixels of the shorter side that a look is taken from, at least
+_LOOK_SIDE = 64  # pixels of the shorter side that a look is taken from, at least
 
 
 @dataclass(frozen=True)

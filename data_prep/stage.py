@@ -213,11 +213,14 @@ def _outcomes(records: list[Record], task: StageTask) -> Iterator[tuple[bytes, P
 def _outcome(record: Record, task: StageTask) -> tuple[bytes, Picture] | ClipkitError:
     try:
         data = _bytes(record)
-        picture = checked_picture(data, task.encoding, task.verify, task.with_look)
     except ClipkitError as error:
         return error
     except OSError as error:
         return ClipkitError(f"cannot be read ({error.strerror or error})")
+    try:
+        picture = checked_picture(data, task.encoding, task.verify, task.with_look)
+    except ClipkitError as error:  # a server may say that it is busy where a picture should be
+        return MendableError(str(error)) if getattr(record.image, "waits", False) else error
     return hashlib.blake2b(data, digest_size=16).digest(), picture
 
 

@@ -14,7 +14,7 @@ from clipkit.errors import ClipkitError
 from data_prep.records import Skipped
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-SEPARATORS = (",", "\t", ";")
+SEPARATORS = (",", "\t", ";", "|")
 Row = dict[str, Any]
 
 
@@ -34,7 +34,7 @@ def table_rows(
         return _parquet_rows(path)
     if suffix in (".jsonl", ".ndjson"):
         return _json_rows(path, encoding)
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv", ".txt"):
         return _csv_rows(path, separator or ("\t" if suffix == ".tsv" else None), encoding, image_columns)
     raise ClipkitError(
         f"{path}: not a table that can be read; expected a name that ends in {', '.join(TABLE_SUFFIXES)}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from clipkit.errors import ClipkitError
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (24, 16), format: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -60,3 +64,32 @@ def content(out: Path) -> dict[str, bytes]:
 def captions(out: Path, split: str = "train") -> list[list[str]]:
     """Captions of the samples of a split, in order."""
     return [sample["json"]["captions"] for sample in samples(out, split).values()]
+
+
+# Tasks for the engine: other processes find them here, and not in a test's module.
+
+
+def double(n: int) -> int:
+    print("a library that prints must not disturb the replies", flush=True)
+    return 2 * n
+
+
+def whose(_: int) -> int:
+    return os.getpid()
+
+
+def bad(n: int) -> int:
+    if n == 3:
+        raise ClipkitError("three is bad")
+    return n
+
+
+def die_once(mark: str) -> str:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
