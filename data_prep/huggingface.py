@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SPLIT = re.compile(r"(?:^|[/_-])(train|validation|valid|val|dev|test)(?:ing)?(?:[/_.-]|$)")
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+_MADE = "caption made of the class"  # a column beside those of the data set
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def read_dataset(folder: Path, rows: RowOptions) -> Source:
                     if isinstance(row.get(column), int) and 0 <= row[column] < len(labels):
                         row[column] = labels[row[column]]
                 if caption in names and isinstance(row.get(caption), str):
-                    row["label"] = " ".join(row[caption].replace("_", " ").split())
-                    row[caption] = rows.template.replace("{}", row["label"])
+                    label = " ".join(row.pop(caption).replace("_", " ").split())
+                    row.update({"label": label, _MADE: rows.template.replace("{}", label)})
                 yield {**row, "split": split or row.get("split")}
 
-    return grouped_records(folder, cells(), image, caption, rows)
+    return grouped_records(folder, cells(), image, _MADE if caption in names else caption, rows)
 
 
 def fetch_dataset(name: str, cache: Path) -> Path:

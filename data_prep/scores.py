@@ -99,12 +99,15 @@ def read_scores(shard: Path) -> pa.Table:
 
     path = scores_path(shard)
     try:
-        return pq.read_table(path, schema=schema())
+        table = pq.read_table(path)
     except FileNotFoundError:
         raise ClipkitError(f"{path}: no such table of scores; `clipkit prepare` shards to get one") from None
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())
         raise ClipkitError(f"{path}: not a table of scores ({said}); prepare the shards again") from None
+    if not table.schema.equals(schema()):
+        raise ClipkitError(f"{path}: not a table of scores (its columns are others); prepare the shards again")
+    return table
 
 
 def scores_path(shard: Path) -> Path:

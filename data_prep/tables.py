@@ -104,7 +104,7 @@ def grouped_records(
     if not roots[0].is_dir():
         raise ClipkitError(f"{roots[0]}: no such folder; check --image-root")
     split_column = options.split_column or ("split" if path.is_dir() else None)
-    apart = (image_column, caption_column, options.split_column)
+    apart = (image_column, caption_column, split_column)
     pictures: dict[str, tuple[Any, dict[str, None], dict[str, Any], str | None]] = {}
     looked_at: dict[str, tuple[str, Any, str]] = {}
     missing: dict[str, str] = {}  # picture -> reason, said once however many captions it has

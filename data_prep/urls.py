@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,32 +76,42 @@ def fetch(url: str, limits: FetchLimits, until: float) -> bytes:
     """The bytes at ``url``, asked once; see ``WebPicture`` for what it raises."""
     for _ in range(MAX_REDIRECTS + 1):
         connection, target = _connect(url, limits, until)
-        # Each wait for the network has its own limit; this one ends a server that sends a byte now and then.
-        guard = threading.Timer(_seconds_left(until), _cut, [connection])
-        guard.start()
         try:
+            connection.connect()
+            sock = connection.sock  # http.client forgets it where the answer has no length
             headers = {"User-Agent": _AGENT, "Accept": "image/*,*/*;q=0.5"}
-            connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308):
-                url = urllib.parse.urljoin(url, response.getheader("Location") or "")
-                continue
-            _check_status(response.status)
-            return _body(response, connection, limits, until)
+            with _guard(sock, until):
+                connection.request("GET", target, headers=headers)
+                response = connection.getresponse()
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urllib.parse.urljoin(url, response.getheader("Location") or "")
+                    continue
+                _check_status(response.status)
+                return _body(response, sock, limits, until)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, ClipkitError):
                 raise
             raise _Busy(f"cannot be fetched ({' '.join(str(error).split()) or type(error).__name__})") from None
         finally:
-            guard.cancel()
             connection.close()
     raise ClipkitError(f"more than {MAX_REDIRECTS} redirects")
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
+@contextlib.contextmanager
+def _guard(sock: socket.socket, until: float) -> Iterator[None]:
+    """Cut the connection off when the time is over. Each wait for the network has its own limit; this one ends a server
+    that sends a byte now and then."""
+    timer = threading.Timer(_seconds_left(until), _cut, [sock])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _cut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        if connection.sock is not None:
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(url: str, limits: FetchLimits, until: float) -> tuple[http.client.HTTPConnection, str]:
@@ -148,23 +159,21 @@ def _check_status(status: int) -> None:
         raise (_Busy if busy else MendableError)(f"the server answered {status}")
 
 
-def _body(
-    response: http.client.HTTPResponse, connection: http.client.HTTPConnection, limits: FetchLimits, until: float
-) -> bytes:
+def _body(response: http.client.HTTPResponse, sock: socket.socket, limits: FetchLimits, until: float) -> bytes:
     most = int(limits.max_megabytes * 1e6)
     announced = response.getheader("Content-Length")
     if announced is not None and announced.isdigit() and int(announced) > most:
         raise ClipkitError(f"larger than {limits.max_megabytes:g} MB; --max-megabytes allows more")
     data = bytearray()
     while True:
-        if connection.sock is not None:
-            connection.sock.settimeout(_seconds_left(until))
+        sock.settimeout(_seconds_left(until))
         chunk = response.read1(_CHUNK)
         if not chunk:
             break
         data += chunk
         if len(data) > most:
             raise ClipkitError(f"larger than {limits.max_megabytes:g} MB; --max-megabytes allows more")
+    _seconds_left(until)  # a connection that was cut off here looks like one that ended
     if announced is not None and announced.isdigit() and len(data) < int(announced):
         raise _Busy(f"the connection ended after {len(data):,} of {int(announced):,} bytes")
     return bytes(data)
