@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from data_prep.examine import Examined
@@ -199,7 +199,7 @@ def warm_up(data: Examined) -> Iterator[Finding]:
         return
     from clipkit.training.optim import total_steps
 
-    steps = total_steps(data.config.optim, max(1, len(data.of("train"))))
+    steps = total_steps(replace(data.config.optim, batch_size=data.batch_size), max(1, len(data.of("train"))))
     if data.config.optim.warmup >= steps:
         yield Finding(
             "warm-up",

@@ -99,7 +99,7 @@ class SplitSummary:
 class Summary:
     """What a preparation did. ``skipped`` counts what was left out, all of it listed in ``skipped_file``;
     ``mendable`` of these are tried again by a second run. ``copies`` counts pictures that are copies of an earlier
-    one."""
+    one. ``reused`` says that all of it was there already."""
 
     out: Path
     splits: dict[str, SplitSummary]
@@ -110,6 +110,7 @@ class Summary:
     seconds: float
     copies: int = 0
     mendable: int = 0
+    reused: bool = False
 
     @property
     def samples(self) -> int:
@@ -125,7 +126,8 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.out}: {self.samples:,} pictures in {self.seconds:.1f} s"]
+        when = "there already, made of the same in the same way" if self.reused else f"in {self.seconds:.1f} s"
+        lines = [f"{self.out}: {self.samples:,} pictures, {when}"]
         for name, split in self.splits.items():
             lines.append(f"  {name}: {split.samples:,} pictures, {split.captions:,} captions, {split.shards} shard(s)")
         if self.copies:

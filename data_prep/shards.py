@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def write_shards(
     inputs = _inputs(records, [*pieces, *others], [asdict(rule), samples_per_shard, languages, source], skipped)
     place = Workplace(out, inputs, overwrite)
     if place.dataset is not None and not place.mending:
-        return _summary(out, place.dataset, started)
+        return replace(_summary(out, place.dataset, started), reused=True)
     try:
         pieces = [task.at(place.staged, place.mending) for task in pieces]
         others = [task.at(place.evaluation, False) for task in others]

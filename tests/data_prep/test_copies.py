@@ -174,7 +174,8 @@ def test_the_same_data_set_again_is_free_and_another_is_refused(tmp_path: Path) 
     given = [Record(str(i), picture(i), (str(i),)) for i in range(5)]
     first = write_shards(given, tmp_path / "a")
     stamp = (tmp_path / "a" / "dataset.json").stat().st_mtime_ns
-    assert write_shards(given, tmp_path / "a").fingerprint == first.fingerprint
+    again = write_shards(given, tmp_path / "a")
+    assert again.fingerprint == first.fingerprint and again.reused and "there already" in str(again)
     assert (tmp_path / "a" / "dataset.json").stat().st_mtime_ns == stamp
     with pytest.raises(ClipkitError, match="made in another way"):
         write_shards(given, tmp_path / "a", samples_per_shard=3)
