@@ -24,7 +24,7 @@ from data_prep.images import Encoding, Picture, checked_picture
 from data_prep.looks import TINY
 from data_prep.records import MendableError, Record
 
-PIECE = 256  # pictures of a piece: enough to be worth a task, few enough to lose little when one is killed
+PIECE = 64  # pictures of a piece: enough to be worth a task, few enough to lose little when one is killed
 EXTENSIONS = ("jpg", "png", "webp")
 _FETCHES = 16  # pictures that are fetched at a time, where reading means waiting for a server
 
@@ -227,7 +227,11 @@ def _outcome(record: Record, task: StageTask) -> tuple[bytes, Picture] | Clipkit
 def _bytes(record: Record) -> bytes:
     if isinstance(record.image, bytes):
         return record.image
-    return record.image.read_bytes() if isinstance(record.image, Path) else record.image()
+    if not isinstance(record.image, Path):
+        return record.image()
+    if record.image.exists() and not record.image.is_file():  # a pipe would keep us waiting for ever
+        raise ClipkitError("not a regular file")
+    return record.image.read_bytes()
 
 
 def _write_facts(path: Path, facts: Facts, inputs: str, n_bytes: int) -> None:

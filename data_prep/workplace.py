@@ -101,6 +101,8 @@ class Workplace:
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.staged, self.shards, self.evaluation, self.receipts):
             folder.mkdir(exist_ok=True)
+        for unfinished in self.work.rglob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
         for mask in self.shards.glob(f"*/*{MASK}"):  # a mask is of one plan's shards
             mask.unlink()
         with atomic_write(self.work / "inputs") as file:

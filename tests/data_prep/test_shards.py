@@ -248,6 +248,7 @@ def test_a_killed_conversion_never_looks_whole_and_goes_on_with_the_same_bytes(
     write_shards(same, out, samples_per_shard=20)
     write_shards(same, tmp_path / "fresh", samples_per_shard=20)
     assert content(out) == content(tmp_path / "fresh")
+    assert not list(out.rglob(".*"))
 
 
 @pytest.mark.parametrize("written", [1, 3, 4])

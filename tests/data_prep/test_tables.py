@@ -187,3 +187,13 @@ def test_missing_table_and_unknown_kind(tmp_path: Path) -> None:
         read_table(tmp_path / "nowhere.csv")
     with pytest.raises(ClipkitError, match="not a table"):
         read_table(table(tmp_path, "x", "a.xlsx"))
+
+
+@pytest.mark.parametrize("last", ['1.jpg,"never closed\n2.jpg,b\n3.jpg,c\n', '1.jpg,"never closed'])
+def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path, last: str) -> None:
+    pictures(tmp_path, 4)
+    source = read_table(table(tmp_path, 'image,caption\n0.jpg,"closed\nlater"\n' + last))
+    assert [r.captions for r in source.records] == [("closed later",)]
+    assert [s.file for s in source.skipped] == ["captions.csv line 4"]
+    assert "never closed" in source.skipped[0].reason
+    assert said(table(tmp_path, 'image,caption\n0.jpg,"all\nis closed"', "b.csv")) == {"0.jpg": ("all is closed",)}
