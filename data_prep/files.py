@@ -18,7 +18,6 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     may leave the file shorter, so whoever trusts it later compares its size with its receipt's, and the disk is waited
     for once, before ``dataset.json`` says that all is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

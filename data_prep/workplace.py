@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -130,16 +131,23 @@ class Workplace:
             file.write(text.encode("utf-8", "backslashreplace") + b"\n")
         self.close()
         if not keep_work:
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._remove_work()
 
     def abandon(self, keep_work: bool) -> None:
         """Leave ``out`` as it was, or, with ``keep_work``, what a second run can go on with."""
         self.close()
         if keep_work:
             return
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._remove_work()
         if not any(self.out.iterdir()):
             self.out.rmdir()
+
+    def _remove_work(self) -> None:
+        for _ in range(5):  # a process that outlived a killed preparation may be writing its last file
+            shutil.rmtree(self.work, ignore_errors=True)
+            if not self.work.exists():
+                return
+            time.sleep(0.1)
 
     def close(self) -> None:
         """Let others write here."""

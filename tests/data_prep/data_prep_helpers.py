@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import tarfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def captions(out: Path, split: str = "train") -> list[list[str]]:
     return [sample["json"]["captions"] for sample in samples(out, split).values()]
 
 
-# Tasks for the engine: other processes find them here, and not in a test's module.
+# For tasks: other processes find them here, and not in a test's module.
 
 
 def double(n: int) -> int:
@@ -93,3 +95,14 @@ def die_once(mark: str) -> str:
 
 def die(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A picture that takes a moment, and keeps a note of being read."""
+
+    seed: int
+
+    def __call__(self) -> bytes:
+        time.sleep(0.002)
+        return picture(self.seed, size=(64, 64))

@@ -62,10 +62,16 @@ def test_captions() -> None:
 def test_expected_false_negatives_are_those_of_drawing_batches() -> None:
     rng = np.random.default_rng(0)
     given = [
-        Record(str(i), b"", tuple({f"c{rng.integers(12)}" for _ in range(rng.integers(1, 4))}), {}, "train")
+        Record(
+            str(i),
+            b"",
+            tuple({f"c{i // 3 if i < 30 else rng.integers(40)}" for _ in range(rng.integers(1, 4))}),
+            {},
+            "train",
+        )
         for i in range(60)
     ]
-    data = examined(given, batch_size=20, copy_of=[i - i % 2 if i < 10 else i for i in range(60)])
+    data = examined(given, batch_size=20, copy_of=[i - i % 3 if i < 30 else i for i in range(60)])
     total, trials = 0, 4000
     for _ in range(trials):
         batch = rng.choice(60, 20, replace=False)
