@@ -35,6 +35,18 @@ def _prepare(arguments: list[str]) -> int:
     return main(arguments) or 0
 
 
+def _filter(arguments: list[str]) -> int:
+    from data_prep.filtering import main
+
+    return main(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from data_prep.doctor import main
+
+    return main(arguments)
+
+
 def _demo(arguments: list[str]) -> int:
     from demos.__main__ import main
 
@@ -53,6 +65,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
 VERBS = {
     "train": Verb("train a model (also: accelerate launch clipkit/train.py)", _train),
     "prepare": Verb("turn pictures and captions into WebDataset shards", _prepare),
+    "filter": Verb("hide samples of prepared shards by their scores, and bring them back", _filter),
+    "doctor": Verb("look for what is wrong with data, or with training on them", _doctor),
     "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field
 
 import tyro
 
-from clipkit.errors import exit_status
+from clipkit.errors import ClipkitError, exit_status
 from clipkit.inputs import parse_flags
-from data_prep import SourceOptions, prepare
+from data_prep.engine import Engine
+from data_prep.filters import Filters
+from data_prep.images import Encoding
+from data_prep.prepare import CopyOptions, prepare
+from data_prep.sources import SourceOptions
 
 
 @dataclass(frozen=True)
 class Options:
-    """Turn a table of pictures and captions, a folder, or the starter data into WebDataset shards."""
+    """Turn pictures and captions into WebDataset shards, with a data card.
+
+    Killed or interrupted, the same command goes on where it was. Where addresses did not answer, the same command asks
+    those again, and no others.
+    """
 
     source: tyro.conf.Positional[str]
-    """A .csv, .tsv, .jsonl or .parquet table, a folder of pictures, or the word openmoji."""
+    """A .csv, .tsv, .jsonl or .parquet table of files or addresses, a folder of pictures, COCO's or Flickr's captions
+    file, a Hugging Face data set (folder or name), shards, or the word openmoji."""
     out: tyro.conf.Positional[str]
     """Folder to write the shards into."""
-    reading: Annotated[SourceOptions, tyro.conf.arg(name="")] = field(default_factory=SourceOptions)
+    reading: tyro.conf.OmitArgPrefixes[SourceOptions] = field(default_factory=SourceOptions)
+    encoding: tyro.conf.OmitArgPrefixes[Encoding] = field(default_factory=Encoding)
     split_val: float = 0.0
     """Share of the pictures for validation, chosen by a hash of their content."""
     split_test: float = 0.0
     """Share of the pictures for testing."""
     seed: int = 0
     """Another seed makes another split."""
+    group: str = "group"
+    """Column or field whose equal values stay in one split."""
+    shuffle: bool = False
+    """Write the samples in a random order instead of the source's."""
     samples_per_shard: int = 1000
     """Pictures in a shard."""
-    workers: int | None = None
-    """Threads that check pictures (one a core, at most eight, unless given)."""
+    copies: tyro.conf.OmitArgPrefixes[CopyOptions] = field(default_factory=CopyOptions)
+    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
+    processes: int | None = None
+    """Processes at work. Default: one a core, at most eight."""
+    engine: Engine = "local"
+    """ray runs the same tasks on a Ray cluster ($RAY_ADDRESS), or on a Ray of this machine."""
     max_bad_fraction: float = 0.5
     """Refuse a source of which more than this share cannot be used."""
     size: int = 224
@@ -44,12 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status, 2 for a mistake in what was given."""
 
     def job() -> None:
-        arguments_given = sys.argv[1:] if arguments is None else arguments
-        options = parse_flags(Options, arguments_given, "clipkit prepare")
-        rest = {name: value for name, value in vars(options).items() if name not in ("source", "out", "reading")}
-        print(
-            prepare(options.source, options.out, show_progress=sys.stderr.isatty(), **asdict(options.reading), **rest)
-        )
+        options = parse_flags(Options, sys.argv[1:] if arguments is None else arguments, "clipkit prepare")
+        given = dict(vars(options))
+        source, out = given.pop("source"), given.pop("out")
+        given["filters"] = None if options.filters == Filters() else options.filters
+        try:
+            print(prepare(source, out, show_progress=sys.stderr.isatty(), **given))
+        except OSError as error:  # a full disk, a folder that cannot be written to
+            where = f"{error.filename}: " if error.filename else ""
+            raise ClipkitError(f"{where}{error.strerror or error}; the same command goes on from here") from None
 
     return exit_status(job)
 

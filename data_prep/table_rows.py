@@ -14,7 +14,7 @@ from clipkit.errors import ClipkitError
 from data_prep.records import Skipped
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-SEPARATORS = (",", "\t", ";")
+SEPARATORS = (",", "\t", ";", "|")
 Row = dict[str, Any]
 
 
@@ -34,7 +34,7 @@ def table_rows(
         return _parquet_rows(path)
     if suffix in (".jsonl", ".ndjson"):
         return _json_rows(path, encoding)
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv", ".txt"):
         return _csv_rows(path, separator or ("\t" if suffix == ".tsv" else None), encoding, image_columns)
     raise ClipkitError(
         f"{path}: not a table that can be read; expected a name that ends in {', '.join(TABLE_SUFFIXES)}"
@@ -56,9 +56,11 @@ def _csv_rows(
 def _csv_body(name: str, text: str, separator: str, header: list[str]) -> Iterator[Row | Skipped]:
     csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of the rest of the file
     # newline="" leaves line ends alone, as csv asks for: a quoted caption may contain one.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     next(reader, None)
     while True:
+        first = reader.line_num
         try:
             fields = next(reader)
         except StopIteration:
@@ -68,11 +70,25 @@ def _csv_body(name: str, text: str, separator: str, header: list[str]) -> Iterat
             continue
         if not any(field.strip() for field in fields):
             continue
+        if reader.line_num == len(lines) and _is_open(lines[first:], separator):
+            # Without a word, all lines to the end of the file would be one caption.
+            reason = f"its quote is never closed, so lines {first + 1:,} to {len(lines):,} are lost; close it"
+            yield Skipped(f"{name} line {first + 1}", reason, row=True)
+            continue
         if len(fields) > len(header):
             reason = f"{len(fields)} fields, the header has {len(header)}; a caption with {separator!r} needs quotes"
             yield Skipped(f"{name} line {reader.line_num}", reason, row=True)
             continue
         yield dict(zip(header, fields, strict=False))
+
+
+def _is_open(lines: list[str], separator: str) -> bool:
+    """Whether the last record of a CSV ends inside quotes."""
+    try:
+        list(csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
 
 
 def _header(text: str, separator: str) -> list[str]:

@@ -10,16 +10,45 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError, did_you_mean
 from data_prep.records import Record, Skipped, Source
 from data_prep.table_rows import Row, table_rows
+from data_prep.urls import FetchLimits, WebPicture
 
-IMAGE_COLUMNS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name", "img")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence")
+IMAGE_COLUMNS = (
+    "filepath",
+    "image",
+    "image_path",
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "img",
+    "image_name",
+    "url",
+    "image_url",
+    "img_url",
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence", "sentences", "comment", "raw", "alt_text")
+_SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How to make records of rows; see ``read_table``. ``split_column`` names the column of splits."""
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    split_column: str | None = None
+    image_root: Path | None = None
+    limits: FetchLimits = field(default_factory=FetchLimits)
+    template: str = "a photo of a {}."
 
 
 def read_table(
@@ -27,19 +56,24 @@ def read_table(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    split_column: str | None = None,
     image_root: str | Path | None = None,
     separator: str | None = None,
     encoding: str | None = None,
+    limits: FetchLimits | None = None,
 ) -> Source:
     """Records of the table at ``path``.
 
     Args:
-        path: a file that ends in ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` or ``.parquet``.
-        image_column: column of the pictures; found by its name (``IMAGE_COLUMNS``) if None.
+        path: a file that ends in ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` or ``.parquet``, or a CSV in a ``.txt``.
+        image_column: column of the pictures (files, http and https addresses, or bytes); found by its name
+            (``IMAGE_COLUMNS``) if None.
         caption_column: column of the captions; found by its name (``CAPTION_COLUMNS``) if None.
-        image_root: folder that relative picture paths start from; the table's own folder if None.
-        separator: of a CSV; found from the first line (comma, tab or semicolon) if None.
+        split_column: column that says train, val or test; none if None.
+        image_root: folder that relative picture paths start from; the table's own folder, or ``images`` in it, if None.
+        separator: of a CSV; found from the first line (comma, tab, semicolon or bar) if None.
         encoding: of a text table; UTF-8 (with or without a byte order mark, or UTF-16 with one) if None.
+        limits: of pictures that are fetched.
 
     Raises:
         ClipkitError: no such file, an empty table, a column that is not there, or none of the pictures is
@@ -52,18 +86,27 @@ def read_table(
     columns, rows = table_rows(path, separator, encoding, known)
     if not columns:
         raise ClipkitError(f"{path} is empty; expected a header and a row per caption")
-    image_column = _column(path, columns, image_column, IMAGE_COLUMNS, "pictures", "image")
-    caption_column = _column(path, columns, caption_column, CAPTION_COLUMNS, "captions", "caption")
-    root = Path(image_root) if image_root is not None else path.parent
-    if not root.is_dir():
-        raise ClipkitError(f"{root}: no such folder; check --image-root")
-    return _records(path, rows, image_column, caption_column, root)
+    image_column = find_column(path, columns, image_column, IMAGE_COLUMNS, "pictures", "image")
+    caption_column = find_column(path, columns, caption_column, CAPTION_COLUMNS, "captions", "caption")
+    if split_column is not None:
+        split_column = find_column(path, columns, split_column, (), "splits", "split")
+    root = Path(image_root) if image_root is not None else None
+    options = RowOptions(image_column, caption_column, split_column, root, limits or FetchLimits())
+    return grouped_records(path, rows, image_column, caption_column, options)
 
 
-def _records(path: Path, rows: Iterator[Row | Skipped], image_column: str, caption_column: str, root: Path) -> Source:
+def grouped_records(
+    path: Path, rows: Iterable[Row | Skipped], image_column: str, caption_column: str, options: RowOptions
+) -> Source:
     """Group the rows by picture; what cannot be used is listed with its reason."""
-    pictures: dict[str, tuple[Path | bytes, dict[str, None], dict[str, Any]]] = {}
-    looked_at: dict[str, tuple[str, Path | bytes | None, str]] = {}
+    folder = path if path.is_dir() else path.parent
+    roots = [options.image_root] if options.image_root is not None else [folder, folder / "images", folder / "Images"]
+    if not roots[0].is_dir():
+        raise ClipkitError(f"{roots[0]}: no such folder; check --image-root")
+    split_column = options.split_column or ("split" if path.is_dir() else None)
+    apart = (image_column, caption_column, split_column)
+    pictures: dict[str, tuple[Any, dict[str, None], dict[str, Any], str | None]] = {}
+    looked_at: dict[str, tuple[str, Any, str]] = {}
     missing: dict[str, str] = {}  # picture -> reason, said once however many captions it has
     skipped: list[Skipped] = []
     n_rows = 0
@@ -74,9 +117,11 @@ def _records(path: Path, rows: Iterator[Row | Skipped], image_column: str, capti
             continue
         cell = row.get(image_column)
         if not isinstance(cell, str):
-            identity, image, reason = _picture(cell, root)
+            identity, image, reason = _picture(cell, roots, options.limits)
         else:  # asking the disk once a picture, not once a caption
-            identity, image, reason = looked_at.get(cell) or looked_at.setdefault(cell, _picture(cell, root))
+            identity, image, reason = looked_at.get(cell) or looked_at.setdefault(
+                cell, _picture(cell, roots, options.limits)
+            )
         if reason:
             if not identity:
                 skipped.append(Skipped(f"{path.name} row {n_rows}", reason, row=True))
@@ -86,19 +131,24 @@ def _records(path: Path, rows: Iterator[Row | Skipped], image_column: str, capti
             continue
         assert image is not None
         captions = _captions(row.get(caption_column))
+        split = row.get(split_column) if split_column else None
         if not captions:
             skipped.append(Skipped(identity, f"empty caption (row {n_rows} of {path.name})", row=True))
             continue
+        if split not in (None, "") and str(split).strip().lower() not in _SPLIT_WORDS:
+            reason = f"split {str(split)[:40]!r} is neither train, val nor test (row {n_rows} of {path.name})"
+            skipped.append(Skipped(identity, reason, row=True))
+            continue
         if identity not in pictures:
-            extra = {name: _plain(value) for name, value in row.items() if name not in (image_column, caption_column)}
+            extra = {name: _plain(value) for name, value in row.items() if name not in apart}
             if caption_column == "label":
-                extra["label"] = captions[0]
-            file = str(cell) if isinstance(image, Path) else (_path_in(cell) or f"row {n_rows} of {path.name}")
-            pictures[identity] = (
-                image,
-                {},
-                {**{k: v for k, v in extra.items() if v is not None}, "file": file},
-            )
+                extra.setdefault("label", captions[0])
+            file = str(cell) if isinstance(cell, str) else _path_in(cell) or row.get("file")
+            known = {
+                **{k: v for k, v in extra.items() if v is not None},
+                "file": file or f"row {n_rows} of {path.name}",
+            }
+            pictures[identity] = (image, {}, known, _SPLIT_WORDS[str(split).strip().lower()] if split else None)
         pictures[identity][1].update(dict.fromkeys(captions))
     if not n_rows:
         raise ClipkitError(f"{path} is empty: it has a header but no rows")
@@ -107,12 +157,15 @@ def _records(path: Path, rows: Iterator[Row | Skipped], image_column: str, capti
         hint = "check the paths, or pass --image-root FOLDER" if missing else "fill in the table"
         raise ClipkitError(f"{path}: none of its {n_rows:,} rows can be used ({first.file}: {first.reason}); {hint}")
     records = [
-        Record(f"{i:08d}", image, tuple(captions), meta) for i, (image, captions, meta) in enumerate(pictures.values())
+        Record(f"{i:08d}", image, tuple(captions), meta, split)
+        for i, (image, captions, meta, split) in enumerate(pictures.values())
     ]
     return Source(str(path), records, skipped)
 
 
-def _column(path: Path, columns: list[str], wanted: str | None, known: tuple[str, ...], what: str, flag: str) -> str:
+def find_column(
+    path: Path, columns: list[str], wanted: str | None, known: tuple[str, ...], what: str, flag: str
+) -> str:
     """Name of the column for ``what``: the one asked for, or the first known name that the table has."""
     listed = ", ".join(columns)
     if wanted is not None:
@@ -127,8 +180,10 @@ def _column(path: Path, columns: list[str], wanted: str | None, known: tuple[str
     raise ClipkitError(f"{path} has no column for the {what}; its columns are {listed}: pass --{flag}-column NAME")
 
 
-def _picture(cell: Any, root: Path) -> tuple[str, Path | bytes | None, str]:
+def _picture(cell: Any, roots: Sequence[Path], limits: FetchLimits) -> tuple[str, Any, str]:
     """Identity, picture and, if it cannot be used, the reason. Equal identities are the same picture."""
+    if callable(cell):
+        return getattr(cell, "digest", "") or repr(cell), cell, ""
     if isinstance(cell, dict):  # the way that Hugging Face stores pictures in parquet
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes | bytearray | memoryview):
@@ -141,14 +196,18 @@ def _picture(cell: Any, root: Path) -> tuple[str, Path | bytes | None, str]:
     name = cell.strip() if isinstance(cell, str) else ""
     if not name:
         return "", None, "no picture is named"
+    if "\0" in name:
+        return name.replace("\0", "\\0"), None, "no file has such a name"
+    if re.match(r"https?://", name, re.IGNORECASE):
+        return name, WebPicture(name, limits), ""
     if "://" in name:
-        return name, None, "a URL; download the pictures first"
-    path = os.path.normpath(root / name)
-    if not os.path.isfile(path) and "\\" in name:  # a table written on Windows
-        path = os.path.normpath(root / name.replace("\\", "/"))
-    if not os.path.isfile(path):
-        return path, None, "no such file"
-    return path, Path(path), ""
+        return name, None, "an address that is neither http nor https"
+    for candidate in (name, name.replace("\\", "/")):  # a table written on Windows has backslashes
+        for root in roots:
+            path = os.path.normpath(root / candidate)
+            if os.path.isfile(path):
+                return path, Path(path), ""
+    return os.path.normpath(roots[0] / name), None, "no such file"
 
 
 def _path_in(cell: Any) -> str | None:

@@ -439,7 +439,9 @@ def test_evaluate_classes(cli: Cli, run: Path, tmp_path: Path) -> None:
 def test_prepare(cli: Cli, mistake: Any, table: Path, tmp_path: Path) -> None:
     status, out, _ = cli("prepare", table, tmp_path / "shards")
     assert status == 0 and list((tmp_path / "shards" / "train").glob("*.tar")) and "60" in out
-    assert "shards" in mistake("prepare", table, tmp_path / "shards")
+    status, out, _ = cli("prepare", table, tmp_path / "shards")
+    assert status == 0 and "there already" in out
+    assert "--overwrite" in mistake("prepare", table, tmp_path / "shards", "--samples-per-shard", 7)
     assert "nowhere.csv" in mistake("prepare", tmp_path / "nowhere.csv", tmp_path / "other")
 
 

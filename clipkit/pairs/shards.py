@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex, load_index
+from clipkit.pairs.index import ShardIndex, load_index
+from clipkit.pairs.mask import SIDECARS, kept, mask_path
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,11 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
         ClipkitError: nothing is there, no tar is there, or no tar holds a sample.
     """
     paths = shard_paths(path)
-    shards = [load_index(p) for p in paths]
+    shards = [kept(load_index(p)) for p in paths]
     shard_set = ShardSet(shards, name or str(path), root)
     if not len(shard_set):
+        if any(mask_path(p).is_file() for p in paths):
+            raise ClipkitError(f"{path}: filters hide every sample; run `clipkit filter` with lower thresholds")
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
         raise ClipkitError(
             f"{path}: no sample in {len(paths)} shard(s){why}; a sample is KEY.jpg beside KEY.txt or KEY.json"
@@ -188,7 +191,7 @@ def shard_paths(path: str | Path) -> list[Path]:
             raise ClipkitError(f"{missing[0]}: no such shard (from {text}; {len(missing)} of {len(paths)} are missing)")
         return paths
     if not Path(text).exists() and any(c in text for c in "*?["):
-        paths = sorted(Path(p) for p in glob.glob(text) if not p.endswith(INDEX_SUFFIX))
+        paths = sorted(Path(p) for p in glob.glob(text) if not p.endswith(SIDECARS))
         if not paths:
             raise ClipkitError(f"{text}: no file matches")
         return paths

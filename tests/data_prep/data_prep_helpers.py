@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import tarfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from clipkit.errors import ClipkitError
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (24, 16), format: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -51,6 +57,52 @@ def tree(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
+def content(out: Path) -> dict[str, bytes]:
+    """What must be equal byte for byte when the same is prepared again: all but the indexes, which hold the time of
+    change of their tar."""
+    return {name: data for name, data in tree(out).items() if not name.endswith(".index.npz")}
+
+
 def captions(out: Path, split: str = "train") -> list[list[str]]:
     """Captions of the samples of a split, in order."""
     return [sample["json"]["captions"] for sample in samples(out, split).values()]
+
+
+# For tasks: other processes find them here, and not in a test's module.
+
+
+def double(n: int) -> int:
+    print("a library that prints must not disturb the replies", flush=True)
+    return 2 * n
+
+
+def whose(_: int) -> int:
+    return os.getpid()
+
+
+def bad(n: int) -> int:
+    if n == 3:
+        raise ClipkitError("three is bad")
+    return n
+
+
+def die_once(mark: str) -> str:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A picture that takes a moment, and keeps a note of being read."""
+
+    seed: int
+
+    def __call__(self) -> bytes:
+        time.sleep(0.002)
+        return picture(self.seed, size=(64, 64))

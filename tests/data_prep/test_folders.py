@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from data_prep_helpers import pictures
 
 from clipkit.errors import ClipkitError
+from data_prep import prepare
 from data_prep.folders import read_folder
 
 
@@ -71,3 +73,25 @@ def test_a_link_back_up_does_not_go_round(tmp_path: Path) -> None:
     pictures(tmp_path / "cat", 2)
     (tmp_path / "cat" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert len(read_folder(tmp_path).records) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_strange_files_are_listed_and_strange_names_are_fine(tmp_path: Path) -> None:
+    names = ["größe 猫", "quo\"te's", "new\nline", "a,b;c|d", "%s{}", "-rf"]
+    for name, path in zip(names, pictures(tmp_path / "d", len(names)), strict=True):
+        path.rename(path.with_name(f"{name}.jpg"))
+    bad = ["text", "pipe", "dead", "link"]
+    (tmp_path / "d" / "text.jpg").write_text("hello")
+    os.mkfifo(tmp_path / "d" / "pipe.jpg")
+    (tmp_path / "d" / "dead.jpg").symlink_to("/nowhere")
+    (tmp_path / "d" / "link.jpg").symlink_to("/etc/hosts")
+    for name in [*names, *bad]:
+        (tmp_path / "d" / f"{name}.txt").write_text(f"of {name}")
+    summary = prepare(tmp_path / "d", tmp_path / "out", processes=1)
+    assert summary.samples == len(names) and summary.skipped == len(bad)
+    assert {Path(s.file).stem: s.reason for s in summary.first_skipped} == {
+        "text": "not a picture in a format that can be read",
+        "pipe": "not a regular file",
+        "dead": "cannot be read (No such file or directory)",
+        "link": "not a picture in a format that can be read",
+    }

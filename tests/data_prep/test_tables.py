@@ -137,13 +137,14 @@ def test_bad_rows_are_listed_and_the_rest_is_used(tmp_path: Path) -> None:
     pictures(tmp_path, 2)
     text = (
         "image,caption\n0.jpg,good\n0.jpg,   \n1.jpg,\ngone.jpg,a\ngone.jpg,b\n,nothing\n"
-        "https://example.org/x.jpg,far\n0.jpg,one, two\n"
+        "ftp://example.org/x.jpg,far\n0.jpg,one, two\n"
     )
     source = read_table(table(tmp_path, text))
     assert [r.captions for r in source.records] == [("good",)]
     reasons = [s.reason for s in source.skipped]
     assert [
-        sum(word in r for r in reasons) for word in ("empty caption", "no such file", "no picture", "URL", "quotes")
+        sum(word in r for r in reasons)
+        for word in ("empty caption", "no such file", "no picture", "neither http", "quotes")
     ] == [
         2,
         1,  # said once, not once a caption
@@ -186,3 +187,13 @@ def test_missing_table_and_unknown_kind(tmp_path: Path) -> None:
         read_table(tmp_path / "nowhere.csv")
     with pytest.raises(ClipkitError, match="not a table"):
         read_table(table(tmp_path, "x", "a.xlsx"))
+
+
+@pytest.mark.parametrize("last", ['1.jpg,"never closed\n2.jpg,b\n3.jpg,c\n', '1.jpg,"never closed'])
+def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path, last: str) -> None:
+    pictures(tmp_path, 4)
+    source = read_table(table(tmp_path, 'image,caption\n0.jpg,"closed\nlater"\n' + last))
+    assert [r.captions for r in source.records] == [("closed later",)]
+    assert [s.file for s in source.skipped] == ["captions.csv line 4"]
+    assert "never closed" in source.skipped[0].reason
+    assert said(table(tmp_path, 'image,caption\n0.jpg,"all\nis closed"', "b.csv")) == {"0.jpg": ("all is closed",)}

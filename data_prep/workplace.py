@@ -1,0 +1,171 @@
+"""The folder that a data set is made in: claimed, gone on with after a crash, published when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from clipkit.cache import atomic_write
+from clipkit.errors import ClipkitError
+from data_prep.files import wait_for_disk
+from data_prep.records import SPLITS, Skipped
+
+WORK = ".work"
+MASK = ".keep.npz"
+FILTERS = "filters.json"
+CARD = ("data_card.md", "stats.json", "contact_sheet.jpg")
+
+
+def is_whole(out: str | Path) -> bool:
+    """Whether the data set at ``out`` was finished."""
+    return (Path(out) / "dataset.json").is_file()
+
+
+class Workplace:
+    """``out`` while it is made.
+
+    Attributes:
+        staged, evaluation, shards, receipts: folders below ``out/.work``.
+        dataset: what ``out/dataset.json`` says, when the very same data set is there already.
+        mending: whether it is there but pictures are missing that may be there now.
+    """
+
+    def __init__(self, out: Path, inputs: str, overwrite: bool) -> None:
+        """Claim ``out`` for the data set that ``inputs`` (a digest) describes.
+
+        Raises:
+            ClipkitError: ``out`` is a file, holds another data set or other people's files, or another process is
+                writing there.
+        """
+        self.out, self._inputs = out, inputs
+        self.work = out / WORK
+        self.staged, self.shards = self.work / "staged", self.work / "shards"
+        self.evaluation, self.receipts = self.work / "evaluation", self.work / "receipts"
+        self.dataset: dict[str, Any] | None = None
+        self.mending = False
+        self._lock: IO[bytes] | None = None
+        if out.exists() and not out.is_dir():
+            raise ClipkitError(f"{out}: a file of that name exists; choose another folder")
+        if is_whole(out) and not overwrite:
+            self.dataset = self._same_dataset()
+            self.mending = self.work.is_dir()
+            if not self.mending:
+                return
+        elif out.is_dir() and any(out.iterdir()) and not is_whole(out) and not self.work.is_dir():
+            raise ClipkitError(f"{out} is not empty and holds no data set of ours; choose another folder")
+        self._claim(keep=self.mending or (not is_whole(out) and self._planned() == inputs))
+
+    def _same_dataset(self) -> dict[str, Any]:
+        try:
+            dataset: dict[str, Any] = json.loads((self.out / "dataset.json").read_bytes())
+        except ValueError:
+            dataset = {}
+        if dataset.get("inputs") != self._inputs:
+            raise ClipkitError(
+                f"{self.out} holds a data set already, of another source or made in another way; choose another "
+                f"folder, or pass --overwrite"
+            )
+        return dataset
+
+    def _planned(self) -> str | None:
+        try:
+            return (self.work / "inputs").read_text()
+        except OSError:
+            return None
+
+    def _claim(self, keep: bool) -> None:
+        """Make the work folder, with what an earlier run left there if it made the same."""
+        self.work.mkdir(parents=True, exist_ok=True)  # from here on, what lies in out was put there by a preparation
+        self._lock = open(self.work / "lock", "wb")  # noqa: SIM115 - held until close
+        if not _try_lock(self._lock):
+            self._lock.close()
+            raise ClipkitError(
+                f"{self.out}: another preparation is writing there; wait for it, or choose another folder"
+            )
+        (self.out / "dataset.json").unlink(missing_ok=True)
+        self.shards.mkdir(exist_ok=True)
+        for split in SPLITS:
+            if keep and (self.out / split).is_dir():  # published before, or half published: back to work
+                shutil.rmtree(self.shards / split, ignore_errors=True)
+                os.replace(self.out / split, self.shards / split)
+            shutil.rmtree(self.out / split, ignore_errors=True)
+        for name in ("skipped.jsonl", *CARD):
+            (self.out / name).unlink(missing_ok=True)
+        if not keep:
+            (self.out / FILTERS).unlink(missing_ok=True)
+            for folder in (self.staged, self.shards, self.evaluation, self.receipts):
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.staged, self.shards, self.evaluation, self.receipts):
+            folder.mkdir(exist_ok=True)
+        for unfinished in self.work.rglob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
+        for mask in self.shards.glob(f"*/*{MASK}"):  # a mask is of one plan's shards
+            mask.unlink()
+        with atomic_write(self.work / "inputs") as file:
+            file.write(self._inputs.encode())
+
+    def keep_only(self, shards: Collection[Path]) -> None:
+        """Delete the shards that are not among ``shards``, which another plan had left."""
+        for tar in self.shards.glob("*/*.tar"):
+            if tar not in shards:
+                for file in tar.parent.glob(tar.name + "*"):
+                    file.unlink()
+
+    def publish(self, dataset: dict[str, Any], skipped: Sequence[Skipped], keep_work: bool) -> None:
+        """Move the finished shards into place; ``dataset.json`` comes last."""
+        if skipped:
+            with atomic_write(self.out / "skipped.jsonl") as file:
+                for entry in skipped:
+                    said = {"file": entry.file, "reason": entry.reason, "kind": entry.kind}
+                    file.write(json.dumps(said, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        for split in dataset["splits"]:
+            os.replace(self.shards / split, self.out / split)
+        wait_for_disk()
+        with atomic_write(self.out / "dataset.json") as file:
+            text = json.dumps({**dataset, "inputs": self._inputs}, ensure_ascii=False, indent=1)
+            file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        self.close()
+        if not keep_work:
+            self._remove_work()
+
+    def abandon(self, keep_work: bool) -> None:
+        """Leave ``out`` as it was, or, with ``keep_work``, what a second run can go on with."""
+        self.close()
+        if keep_work:
+            return
+        self._remove_work()
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def _remove_work(self) -> None:
+        for _ in range(5):  # a process that outlived a killed preparation may be writing its last file
+            shutil.rmtree(self.work, ignore_errors=True)
+            if not self.work.exists():
+                return
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    """Lock ``file`` until it is closed, however the process ends; True where files cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without locks
+        return True
+    return True

@@ -1,0 +1,143 @@
+"""The doctor finds each thing that was broken on purpose, says how to mend it, and finds nothing in what is fine."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_prep_helpers import picture
+
+from clipkit.config import Config
+from data_prep import PlanRule, Record, SplitRule, write_shards
+from data_prep.checks import expected_false_negatives
+from data_prep.doctor import diagnose, main
+from data_prep.examine import Examined
+
+
+def records(n: int, split: str = "train", start: int = 0) -> list[Record]:
+    return [Record(f"{split}{i}", b"", (f"caption {start + i} of {split}.",), {}, split) for i in range(n)]
+
+
+def examined(given: list[Record], **changes: object) -> Examined:
+    values = {"bad": [], "config": None, "batch_size": 16, "sizes": [], "copy_of": list(range(len(given)))}
+    return Examined("data", given, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def found(data: Examined) -> dict[str, str]:
+    return {finding.check: finding.message for finding in diagnose(data)}
+
+
+def test_nothing_is_found_in_good_data() -> None:
+    assert found(examined([*records(100), *records(20, "val", 500)], sizes=[25] * 4)) == {}
+
+
+def test_copies_and_leakage() -> None:
+    given = [*records(50), *records(10, "val", 500)]
+    copy_of = list(range(60))
+    copy_of[7], copy_of[55] = 3, 4
+    said = found(examined(given, copy_of=copy_of))
+    assert said["duplicates"].startswith("1 picture(s) are copies") and said["leakage"].startswith(
+        "1 picture(s) of val"
+    )
+    torn = [Record(str(i), b"", (f"c{i}.",), {"group": i % 30}, "train" if i < 30 else "test") for i in range(31)]
+    assert "1 group(s) lie in more than one split" in found(examined(torn))["leakage"]
+
+
+def test_captions() -> None:
+    same = [Record(str(i), b"", ("a dog." if i < 10 else f"unique {i}.",), {}, "train") for i in range(100)]
+    assert "10 of 100 captions" in found(examined(same))["repeated captions"]
+    rng = random.Random(0)
+    text = "".join(rng.choice("abcdefg ") for _ in range(5000)).replace("  ", " x")
+    cut = [Record(str(i), b"", (text[i * 7 : i * 7 + rng.choice([40, 64, 64])],), {}, "train") for i in range(100)]
+    assert "exactly 64 characters" in found(examined(cut))["truncated captions"]
+    dots = [Record(str(i), b"", (f"number {i} goes on and o...",), {}, "train") for i in range(30)]
+    assert "30 of 30 captions end in dots" in found(examined(dots))["truncated captions"]
+    long = [Record(str(i), b"", (f"{i} " + "word " * 80,), {}, "train") for i in range(30)]
+    assert "more than 57 words" in found(examined(long))["truncated captions"]
+
+
+def test_expected_false_negatives_are_those_of_drawing_batches() -> None:
+    rng = np.random.default_rng(0)
+    given = [
+        Record(
+            str(i),
+            b"",
+            tuple({f"c{i // 3 if i < 30 else rng.integers(40)}" for _ in range(rng.integers(1, 4))}),
+            {},
+            "train",
+        )
+        for i in range(60)
+    ]
+    data = examined(given, batch_size=20, copy_of=[i - i % 3 if i < 30 else i for i in range(60)])
+    total, trials = 0, 4000
+    for _ in range(trials):
+        batch = rng.choice(60, 20, replace=False)
+        drawn = [given[i].captions[rng.integers(len(given[i].captions))] for i in batch]
+        copies = [data.copy_of[i] for i in batch]
+        total += sum(drawn[a] == drawn[b] or copies[a] == copies[b] for a in range(20) for b in range(a + 1, 20))
+    assert expected_false_negatives(data) == pytest.approx(total / trials, rel=0.03)
+    assert "false negatives" in found(data)
+
+
+def test_the_run() -> None:
+    config = Config().replace(warmup=100, max_steps=50, epochs=1000, batch_size=64, recipe="clip")
+    said = found(examined(records(40), config=config, batch_size=64))
+    assert "fewer than a batch of 64" in said["too few samples"]
+    assert "warm-up of 100 steps is as long as the run, which has 50" in said["warm-up"]
+    fine = Config().replace(warmup=10, max_steps=50, recipe="clip")
+    assert not found(examined(records(40), config=fine))
+
+
+def test_shuffle_quality() -> None:
+    sorted_ones = [Record(str(i), b"", (f"c{i}.",), {"label": f"l{i // 10}"}, "train") for i in range(100)]
+    assert "the samples lie sorted: 91%" in found(examined(sorted_ones, sizes=[50, 50]))["shuffle quality"]
+    mixed = [Record(str(i), b"", (f"c{i}.",), {"label": f"l{i % 10}"}, "train") for i in range(100)]
+    assert "shuffle quality" not in found(examined(mixed, sizes=[50, 50]))
+    lopsided = examined(records(2000), sizes=[1990] + [1] * 10, batch_size=32)
+    assert "of 11 shards" in found(lopsided)["shuffle quality"]
+
+
+def test_tokenizers() -> None:
+    config = Config().replace(recipe="clip")
+    chinese = [Record(str(i), b"", (f"一只狗在雪地里奔跑着{'很快' * (i % 5)}{i}",), {}, "train") for i in range(40)]
+    assert "tokens per character" in found(examined(chinese, config=config))["tokenizer"]
+    long = [Record(str(i), b"", (f"{i} " + "dog " * 90,), {}, "train") for i in range(40)]
+    assert (
+        "100% of the captions are longer than the 77 tokens"
+        in found(examined(long, config=config))["truncated captions"]
+    )
+    gone = Config().replace(recipe="clip", text_model="/no/such/tokenizer")
+    assert "cannot be loaded" in found(examined(records(40), config=gone))["tokenizer"]
+
+
+def test_the_command_on_shards_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fine = [Record(str(i), picture(i), (f"picture {i}.",)) for i in range(40)]
+    write_shards(fine, tmp_path / "d", 10, rule=PlanRule(SplitRule(0.2, seed=1)))
+    assert main([str(tmp_path / "d"), "--batch-size", "8", "--processes", "1"]) == 0
+    assert "fine: nothing found" in capsys.readouterr().out
+    with open(tmp_path / "d" / "train" / "000000.tar", "r+b") as tar:
+        tar.seek(512)
+        tar.write(b"\0" * 100)
+    (tmp_path / "d" / "val" / "000000.tar").write_bytes((tmp_path / "d" / "train" / "000001.tar").read_bytes())
+    assert main([str(tmp_path / "d"), "--batch-size", "50", "--processes", "1", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert {"unreadable", "leakage", "too few samples"} == {f["check"] for f in said["findings"]}
+    assert all(f["fix"] and f["message"] for f in said["findings"]) and said["status"] == "findings"
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([]) == 2 and "give a data set" in capsys.readouterr().err
+
+
+def test_the_command_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(picture(i % 5, format="PNG"))
+    (tmp_path / "train.csv").write_text("image,caption\n" + "".join(f"{i}.png,words {i}.\n" for i in range(5)))
+    (tmp_path / "val.csv").write_text("image,caption\n5.png,words 5.\n")
+    run = f"recipe: clip\ntrain_data: {tmp_path}/train.csv\nval_data: {tmp_path}/val.csv\nbatch_size: 4\nwarmup: 900\n"
+    (tmp_path / "run.yaml").write_text(run)
+    assert main(["--config", str(tmp_path / "run.yaml"), "--processes", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "leakage: 1 picture(s) of val are in train too" in said and "warm-up:" in said and "fix: " in said

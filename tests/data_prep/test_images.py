@@ -1,0 +1,77 @@
+"""What is stored: the picture as it was, or smaller, upright and in the format that was asked for."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from data_prep_helpers import picture
+from PIL import Image
+
+from clipkit.errors import ClipkitError
+from data_prep.images import Encoding, checked_picture
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def smooth(size: tuple[int, int], format: str = "PNG", **options: object) -> bytes:
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    pixels = np.stack([x, y, 255 - x], axis=2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "stored"), [((300, 200), (150, 100)), ((200, 300), (100, 150)), ((90, 500), (90, 500))]
+)
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_shorter_side_shrinks_and_never_grows(size: tuple[int, int], stored: tuple[int, int], format: str) -> None:
+    data = smooth(size, format)
+    made = checked_picture(data, Encoding(max_side=100))
+    assert made.size == stored == opened(made.data).size
+    assert made.source_size == size
+    assert (made.data == data) == (size == stored)
+    small = np.asarray(opened(made.data).convert("RGB"), float)
+    expected = np.asarray(opened(smooth(stored)), float)
+    assert np.abs(small - expected).mean() < 4
+
+
+@pytest.mark.parametrize(("wanted", "extension"), [("jpeg", "jpg"), ("webp", "webp")])
+def test_formats(wanted: str, extension: str) -> None:
+    low = checked_picture(smooth((64, 48)), Encoding(format=wanted, quality=20))  # type: ignore[arg-type]
+    high = checked_picture(smooth((64, 48)), Encoding(format=wanted, quality=95))  # type: ignore[arg-type]
+    assert low.extension == high.extension == extension and len(low.data) < len(high.data)
+    already = smooth((64, 48), "JPEG" if wanted == "jpeg" else "WEBP")
+    assert checked_picture(already, Encoding(format=wanted)).data == already  # type: ignore[arg-type]
+
+
+def test_what_is_encoded_anew_is_upright_and_says_nothing_of_the_photographer() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "my garden"  # turned by a quarter; a description
+    data = smooth((120, 80), "JPEG", exif=exif)
+    made = checked_picture(data, Encoding(max_side=40))
+    assert made.size == (40, 60) and b"my garden" in data and b"my garden" not in made.data
+    assert not opened(made.data).getexif()
+
+
+def test_transparency_becomes_white_and_16_bits_become_8() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(buffer, "PNG")
+    made = opened(checked_picture(buffer.getvalue(), Encoding(format="jpeg")).data)
+    assert made.mode == "RGB" and np.asarray(made).min() > 250
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((50, 50), 32768, np.uint16)).save(buffer, "PNG")
+    made = opened(checked_picture(buffer.getvalue(), Encoding(max_side=20, format="jpeg")).data)
+    assert made.size == (20, 20) and abs(int(np.asarray(made).mean()) - 127) <= 2
+    cmyk = opened(checked_picture(picture(3, (60, 60), mode="CMYK"), Encoding(max_side=30)).data)
+    assert cmyk.mode == "RGB" and cmyk.size == (30, 30)
+
+
+def test_options_are_checked() -> None:
+    for bad in ({"max_side": 0}, {"quality": 0}, {"quality": 101}, {"format": "gif"}):
+        with pytest.raises(ClipkitError, match=f"--{next(iter(bad)).replace('_', '-')} "):
+            Encoding(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""The files that known data sets come in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data_prep_helpers import pictures
+
+from clipkit.errors import ClipkitError
+from data_prep import read_source
+
+
+def test_coco(tmp_path: Path) -> None:
+    pictures(tmp_path / "val2017", 3)
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "captions_val2017.json"
+    images = [{"id": 10 + i, "file_name": f"{i}.jpg"} for i in range(5)]
+    notes = [{"id": n, "image_id": 10 + n % 4, "caption": f" note\n{n} "} for n in range(8) if n % 4 != 2]
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": notes}))
+    source = read_source(path)
+    assert [r.captions for r in source.records] == [("note 0", "note 4"), ("note 1", "note 5")]
+    assert source.records[0].meta == {"id": 10, "file": "0.jpg"}
+    assert [s.reason for s in source.skipped] == ["no caption in the file of captions", "no such file", "no such file"]
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 3)
+    images = [
+        {"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"a {i}"}, {"raw": f"b {i}"}]}
+        for i, split in enumerate(("train", "restval", "test"))
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    records = read_source(tmp_path / "dataset.json").records
+    assert [(r.split, r.captions) for r in records] == [
+        ("train", ("a 0", "b 0")),
+        ("train", ("a 1", "b 1")),
+        ("test", ("a 2", "b 2")),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"images": 3}', '{"images": [{"id": 1}], "annotations": []}', "{" * 5000])
+def test_other_json_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ClipkitError, match=r"x.json: not a file of captions") as raised:
+        read_source(tmp_path / "x.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_flickr_tokens_with_the_lists_of_splits(tmp_path: Path) -> None:
+    pictures(tmp_path / "Flicker8k_Dataset", 4)
+    path = tmp_path / "Flickr8k.token.txt"
+    lines = [
+        "0.jpg#0\tA child .",
+        '0.jpg#1\tA, "girl"',
+        "no tab",
+        "1.jpg.1#0\tx",
+        "2.jpg#0\ty",
+        "3.jpg#0\tz",
+        "9.jpg#0\tq",
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("0.jpg\n")
+    (tmp_path / "Flickr_8k.devImages.txt").write_text("1.jpg\n")
+    (tmp_path / "Flickr_8k.testImages.txt").write_text("2.jpg\n")
+    source = read_source(path)
+    assert [(r.captions, r.split) for r in source.records] == [
+        (("A child .", 'A, "girl"'), "train"),
+        (("x",), "val"),
+        (("y",), "test"),
+        (("z",), "train"),
+    ]
+    assert [s.reason for s in source.skipped] == ["not PICTURE#NUMBER<tab>CAPTION", "no such file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.txt", "image,caption\n0.jpg,A girl , in a dress .\n0.jpg,second\n1.jpg,other\n"),
+        (
+            "results.csv",
+            "image_name| comment_number| comment\n0.jpg| 0| A girl , in a dress .\n0.jpg| 1| second\n1.jpg| 0| other\n",
+        ),
+    ],
+)
+def test_flickr_tables(tmp_path: Path, name: str, text: str) -> None:
+    pictures(tmp_path / "Images", 2)
+    (tmp_path / name).write_text(text)
+    said = [r.captions for r in read_source(tmp_path / name).records]
+    if name == "results.csv":
+        assert said == [("A girl , in a dress .", "second"), ("other",)]
+    else:  # the row that a comma makes too long is not guessed at
+        assert said == [("second",), ("other",)]
