@@ -40,6 +40,7 @@ def machine() -> dict[str, Any]:
 def write(name: str, figures: dict[str, Any]) -> None:
     """``benchmarks/NAME.json``: the command, the machine and the figures."""
     path = Path(__file__).with_name(f"{name}.json")
-    command = " ".join(["python", f"benchmarks/{name}.py", *(["FOLDER"] if len(sys.argv) > 1 else [])])
+    given = ["DATA" if Path(argument).exists() else argument for argument in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{name}.py", *given])
     path.write_text(json.dumps({"command": command, "machine": machine(), **figures}, indent=2) + "\n")
     print(f"written to {path}")

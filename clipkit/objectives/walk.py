@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ class Tiling:
 
     Attributes:
         rows, columns: of a tile.
-        keep_bytes: tiles of the forward pass that are kept for the backward pass, up to so many bytes; the others are
-            computed again.
+        keep_bytes: inner products of the forward pass that are kept for the backward pass, up to so many bytes; the
+            others are computed again.
     """
 
     rows: int = 1024
@@ -33,9 +33,11 @@ class Tiling:
     keep_bytes: int = 256 << 20
 
     @classmethod
-    def of(cls, device: torch.device) -> Tiling:
-        """Tiles that a CPU's caches hold, or that keep an accelerator busy."""
-        return cls() if device.type == "cpu" else cls(4096, 8192, 1 << 30)
+    def of(cls, device: torch.device, table_bytes: int) -> Tiling:
+        """Tiles that a CPU's caches hold, or that keep an accelerator busy. The table is kept if all of it fits: a
+        part would cost as much memory and save next to nothing."""
+        tiling = cls() if device.type == "cpu" else cls(4096, 8192, 1 << 30)
+        return tiling if table_bytes <= tiling.keep_bytes else replace(tiling, keep_bytes=0)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class Walk:
     """
 
     def __init__(self, comparison: Comparison, tiling: Tiling | None = None) -> None:
-        self.tiling = tiling or Tiling.of(comparison.queries.device)
         self.spread = comparison.spread
+        table_bytes = 4 * len(comparison.queries) * len(self.spread.key_ids)
+        self.tiling = tiling or Tiling.of(comparison.queries.device, table_bytes)
         self.exchange = comparison.exchange
         self.query_ids = comparison.query_ids
         self.own_keys = comparison.own_keys

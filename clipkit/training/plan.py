@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
-from clipkit.objectives import compare, infonce
+from clipkit.objectives import Tiling, compare, infonce
 from clipkit.pairs import PairReader, ShardSet
 from clipkit.training.console import Console
 from clipkit.training.data import plain_reader
@@ -43,7 +43,9 @@ def show_plan(
     read_seconds, step_seconds, activation_bytes = _probe(plain_reader(model, train, config), model, arithmetic)
     weights = 4 * total + 12 * trained  # weight; gradient and Adam's two moments
     embeddings = 4 * 4 * model.embed_dim * (local + config.optim.batch_size)
-    scores = 3 * 4 * local * config.optim.batch_size
+    table = 4 * local * config.optim.batch_size
+    tiling = Tiling.of(model.device, table)
+    scores = min(table, tiling.keep_bytes) + 3 * 4 * min(local * config.optim.batch_size, tiling.rows * tiling.columns)
     memory = weights + activation_bytes * kept + embeddings + scores
     per_step = local * (step_seconds * (4 / 3 if kept < local else 1) + read_seconds / max(1, config.data.workers))
     splits = "".join(f", {name} {len(shards):,}" for name, shards in held_out.items())
