@@ -46,27 +46,34 @@ def build_index(path: Path) -> ShardIndex:
     if not members and damages:
         raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
     problems = [_damage(d) for d in damages]
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    last = None
-    for member in members:
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if not stem or not extension:
+    samples: dict[str, dict[str, int]] = {}  # key -> extension -> which member
+    last, fields = None, {}
+    for at, name in enumerate(members.names):
+        key, dot, extension = name.partition(".")
+        if "/" in name:
+            folder, _, base = name.rpartition("/")
+            stem, dot, extension = base.partition(".")
+            key = f"{folder}/{stem}" if folder and folder != "." else stem
+            dot = dot if stem else ""
+        if not dot or not key or not extension:
             continue
-        key = f"{folder}/{stem}" if folder and folder != "." else stem
-        fields = samples.get(key)
-        if fields is None:
-            fields = samples[key] = {}
-        elif last != key:
-            problems.append(f"members of {key!r} are not adjacent")
-        last = key
-        if extension.lower() in fields:
-            problems.append(f"{member.name!r} occurs twice; the first is used")
+        if key != last:
+            known = samples.get(key)
+            fields = samples[key] = {} if known is None else known
+            if known is not None:
+                problems.append(f"members of {key!r} are not adjacent")
+            last = key
+        extension = extension.lower()
+        if extension in fields:
+            problems.append(f"{name!r} occurs twice; the first is used")
             continue
-        fields[extension.lower()] = (member.offset, member.size)
-    keys, extensions, spans = [], [], []
+        fields[extension] = at
+    keys: list[str] = []
+    extensions: list[str] = []
+    places: list[int] = []  # of picture, json and txt among the members; the last place stands for none
+    none = len(members)
     for key, fields in samples.items():
-        extension = next((e for e in IMAGE_EXTENSIONS if e in fields), "")
+        extension = "jpg" if "jpg" in fields else next((e for e in IMAGE_EXTENSIONS if e in fields), "")
         if not extension:
             problems.append(f"{key!r} has no picture ({', '.join(fields)})")
         elif "json" not in fields and "txt" not in fields:
@@ -74,8 +81,9 @@ def build_index(path: Path) -> ShardIndex:
         else:
             keys.append(key)
             extensions.append(extension)
-            spans.append([fields[extension], fields.get("json", (0, 0)), fields.get("txt", (0, 0))])
-    array = np.array(spans, dtype=np.int64).reshape(len(keys), 3, 2)
+            places += (fields[extension], fields.get("json", none), fields.get("txt", none))
+    columns = np.array([[*members.offsets, 0], [*members.sizes, 0]], dtype=np.int64)
+    array = np.ascontiguousarray(columns[:, places].T).reshape(len(keys), 3, 2)
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
     digest.update(array.tobytes())
