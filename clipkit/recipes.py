@@ -90,8 +90,10 @@ def _left_out(folder: Path | None) -> tuple[Bad, ...]:
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
     """The shards of one split, and the folder of all its splits if it has such."""
-    from clipkit.pairs import open_shards
+    from clipkit.pairs import is_remote, open_shards
 
+    if is_remote(path):
+        return open_shards(path), None
     folder = Path(path)
     if not folder.exists() and not any(c in path for c in "*?[{"):
         raise ClipkitError(f"{path}: no such file or folder")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,12 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex, load_index
+from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
+
+_BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
+_TOGETHER = 16  # remote shards that are opened at a time
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class ShardSet:
         self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
         self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
-        self._files: dict[int, int] = {}
-        self._pid = os.getpid()
+        self.remote = any(isinstance(shard.path, Remote) for shard in shards)
+        self._files = ShardFiles()
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -114,47 +119,32 @@ class ShardSet:
         """The json and the captions of sample ``i``, without reading its picture."""
         return _captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
 
+    def read_picture(self, i: int) -> bytes:
+        """The encoded picture of sample ``i``."""
+        return self._bytes(i, 0)
+
+    def fetch(self, samples: Iterable[int]) -> None:
+        """Fetch what ``samples`` need of remote shards at once; without it, each is fetched when it is read."""
+        if self.remote:
+            self._files.fetch(self.locate(i) for i in samples)
+
     def _bytes(self, i: int, field: int) -> bytes:
         """Picture (0), json (1) or txt (2) of sample ``i``."""
-        shard, at = self.locate(i)
-        offset, size = (int(n) for n in shard.spans[at, field])
-        if not size:
-            return b""
-        data = os.pread(self._open(i), size, offset)
-        if len(data) != size:
-            raise ClipkitError(f"{self.where(i)}: the shard is shorter than its index says; was it changed?")
-        return data
+        try:
+            return self._files.read(*self.locate(i), field)
+        except OSError as error:
+            raise ClipkitError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
 
-    def _open(self, i: int) -> int:
-        if self._pid != os.getpid():  # a forked worker must not share file positions, nor close its parent's files
-            self._files, self._pid = {}, os.getpid()
-        shard = int(np.searchsorted(self._first, i, side="right")) - 1
-        if shard not in self._files:
-            if len(self._files) >= 256:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.shards[shard].path, os.O_RDONLY)
-        return self._files[shard]
-
     def close(self) -> None:
         """Close the shards' files; reading opens them again."""
-        files, self._files = self._files, {}
-        if self._pid == os.getpid():
-            for fd in files.values():
-                os.close(fd)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_pid": -1}
+        self._files.close()
 
 
 def open_shards(path: str | Path, name: str | None = None, root: Path | None = None) -> ShardSet:
-    """The shards at ``path``: a tar, a folder of tars, or a glob or ``{000..009}`` pattern.
+    """The shards at ``path``: a tar, a folder of tars, or a glob or ``{000..009}`` pattern, on a disk or behind a URL.
 
     Args:
         name: what messages call them; default: ``path``. Shards that were made of a table go by the table's name.
@@ -163,8 +153,8 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     Raises:
         ClipkitError: nothing is there, no tar is there, or no tar holds a sample.
     """
-    paths = shard_paths(path)
-    shards = [load_index(p) for p in paths]
+    paths: Sequence[Path | Remote] = remote_shards(str(path)) if is_remote(path) else shard_paths(path)
+    shards = _indexes(paths)
     shard_set = ShardSet(shards, name or str(path), root)
     if not len(shard_set):
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
@@ -176,10 +166,30 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     return shard_set
 
 
+def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
+    """Indexes of the shards; those of remote ones side by side, as they wait more than they compute."""
+    if not any(isinstance(path, Remote) for path in paths):
+        return [load_index(path) for path in paths]
+    with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
+        return list(pool.map(load_index, paths))
+
+
+def remote_shards(url: str) -> list[Remote]:
+    """The tars behind ``url``, in order: one, those of a pattern, or those of a folder that the server can list."""
+    if _BRACES.search(url):
+        import braceexpand
+
+        urls = list(braceexpand.braceexpand(url))
+    else:
+        urls = [url] if url.endswith(".tar") and not any(c in url for c in "*[") else list_remote(url)
+    with ThreadPoolExecutor(min(_TOGETHER, len(urls))) as pool:
+        return list(pool.map(find_remote, urls))
+
+
 def shard_paths(path: str | Path) -> list[Path]:
     """The tar files that ``path`` names, sorted by name."""
     text = str(path)
-    if not Path(text).exists() and re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
+    if not Path(text).exists() and _BRACES.search(text):
         import braceexpand
 
         paths = [Path(p) for p in braceexpand.braceexpand(text)]

@@ -7,19 +7,19 @@ A rank takes its piece of the batch, a worker makes whole pieces. Views, caption
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.order import Order, mix_int, piece, sample_seed
+from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
+from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
+from clipkit.pairs.workers import Ahead, read_in_workers
 
 CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds
 _TRIES = 20  # substitutes tried for a bad sample before the run stops
@@ -92,6 +92,7 @@ class PairReader:
 
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
+        self.shards.fetch(sample for _, sample in items)
         images: list[Tensor] = []
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
@@ -113,8 +114,6 @@ class PairReader:
         stacked = torch.stack(images) if images else torch.zeros(0)
         return PairBatch(stacked, self.texts(chosen), image_ids, text_ids, tuple(bad))
 
-    __getitems__ = __call__  # what torch's loader calls with the sampler's list
-
     def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor, tuple[str, ...]]:
         tried = sample
         for attempt in range(_TRIES):
@@ -123,6 +122,8 @@ class PairReader:
                 if not captions:
                     raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
                 return tried, self.picture(self.shards, tried, sample_seed(self.seed, epoch, tried, VIEW)), captions
+            except UnreachableError:
+                raise  # no fault of the sample: to go on without it would be a loss that nobody sees
             except ClipkitError as error:
                 bad.append(Bad(tried, self.shards.where(tried), str(error)))
                 if not self.substitute:
@@ -133,7 +134,7 @@ class PairReader:
         )
 
 
-class _Pieces:
+class _Steps(Sequence[list[tuple[int, int]]]):
     """The rank's (epoch, sample) items of each step in [start, stop)."""
 
     def __init__(self, order: Order, batch_size: int, rank: int, world: int, start: int, stop: int) -> None:
@@ -144,9 +145,14 @@ class _Pieces:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.stop):
-            yield step_items(self.order, step, self.batch_size, self.rank, self.world)
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            first, last, _ = at.indices(len(self))
+            bounds = self.start + first, self.start + max(first, last)
+            return _Steps(self.order, self.batch_size, self.rank, self.world, *bounds)
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        return step_items(self.order, self.start + at, self.batch_size, self.rank, self.world)
 
 
 def step_items(order: Order, step: int, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
@@ -182,19 +188,17 @@ def stream(
         ClipkitError: fewer samples than a global batch, or fewer pairs in a batch than processes.
     """
     check_batch_size(reader.shards, batch_size, world)
-    pieces = _Pieces(order, batch_size, rank, world, start, stop)
+    steps = _Steps(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
-        return (reader(items) for items in pieces)
-    loader: DataLoader[PairBatch] = DataLoader(
-        reader,  # type: ignore[arg-type]  # a map of item lists to batches, read through __getitems__
-        batch_sampler=pieces,
-        collate_fn=_as_is,
-        num_workers=min(workers, stop - start),
-        prefetch_factor=2,
-        worker_init_fn=_quiet_worker,
-        pin_memory=False,
-    )
-    return iter(loader)
+        batches: Iterator[PairBatch] = (reader(items) for items in steps)
+    else:
+        batches = read_in_workers(reader, steps, workers)
+    if reader.shards.remote:
+        distance = max(
+            1, WINDOW * CHUNK // (2 * batch_size)
+        )  # half a window: what its next half needs is being fetched
+        return Ahead(lambda items: reader.shards.fetch(s for _, s in items), steps, distance).follow(batches)
+    return batches
 
 
 def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
@@ -206,15 +210,3 @@ def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
         )
     if batch_size < world:
         raise ClipkitError(f"--batch-size {batch_size} is smaller than the number of processes ({world})")
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _quiet_worker(_: int) -> None:
-    import signal
-
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; it ends its workers

@@ -16,7 +16,7 @@ from zlib import adler32
 from clipkit.pairs.headers import BLOCK, plain_run
 
 AHEAD = 1 << 14  # mean distance of headers below which a whole stretch is read for them
-_STRETCH = 1 << 20  # bytes of such a stretch
+STRETCH = 1 << 20  # bytes of such a stretch
 _REGULAR = (b"0", b"\0", b"7")
 _EXTENDED = (b"x", b"g", b"L", b"K")  # PAX records and GNU long names: they speak of the next member
 _BODILESS = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no body follows, whatever their size says
@@ -65,7 +65,7 @@ def read_members(path: str | os.PathLike[str]) -> tuple[Members, list[Damage]]:
         return scan_members(lambda offset, size: os.pread(fd, size, offset), os.fstat(fd).st_size)
 
 
-def scan_members(read: Read, total: int, ahead: int = AHEAD) -> tuple[Members, list[Damage]]:
+def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRETCH) -> tuple[Members, list[Damage]]:
     """All regular members of a tar of ``total`` bytes and every damaged stretch, in file order.
 
     Understands ustar with prefix, PAX ``path`` and ``size`` records, and GNU long names. Two zero blocks end the
@@ -74,6 +74,7 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD) -> tuple[Members, l
     Args:
         read: gives the tar's bytes.
         ahead: where headers lie closer together than this on average, they are read and understood many at a time.
+        stretch: bytes that are then read at once.
     """
     members = Members()
     damages: list[Damage] = []
@@ -85,7 +86,7 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD) -> tuple[Members, l
         at = position - base
         if not 0 <= at <= len(buffer) - BLOCK:
             near = position <= ahead * count
-            buffer, base, at = read(position, min(_STRETCH if near else BLOCK, total - position)), position, 0
+            buffer, base, at = read(position, min(stretch if near else BLOCK, total - position)), position, 0
             if near and long_name is None and not pax:
                 run = plain_run(buffer)
                 if run.end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Trainer:
             self._save(start, optimizer)
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
-            for batch in _closing(batches):
+            for batch in batches:
                 rate = learning_rate(step, steps, warmup, config.optim.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -305,17 +305,3 @@ def check_bad(count: int, n: int, name: str, run: Path) -> None:
             f"{count} of {n} samples of {name} cannot be used, more than {BAD_SHARE:.0%}; they are listed in "
             f"{run / QUARANTINE}: mend or remove them"
         )
-
-
-def _closing(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
-    """``batches``, with a worker's error as the one line that it is."""
-    try:
-        yield from batches
-    except ClipkitError:
-        raise
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise ClipkitError(
-                f"a reading process died ({str(error).splitlines()[0]}); lower --workers and use --resume auto"
-            ) from None
-        raise
