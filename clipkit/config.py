@@ -23,7 +23,10 @@ class DataConfig:
 
     train_data: str | None = None
     """WebDataset shards (a folder, a tar, a glob or {000..009} pattern), or a CSV, TSV, JSONL or parquet table of
-    picture paths and captions, or a folder of pictures; tables and folders become shards in a cache on first use."""
+    picture paths and captions, or a folder of pictures; tables and folders become shards in a cache on first use.
+    Shards may lie behind a URL (https://, s3://, ...). Several sources: A::B, or in YAML {A: weight, B: weight}."""
+    train_weights: tuple[float, ...] = ()
+    """Weights of the sources A::B of --train-data. Default: their numbers of samples."""
     val_data: str | None = None
     """Held-out data in any of the same forms. Default: the `val` split beside `train`, if there is one."""
     image_column: str | None = None
@@ -206,6 +209,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ClipkitError(f"{path}: expected `name: value` lines, found a {type(loaded).__name__}")
     homes = _homes()
     settings: dict[str, Any] = {}
+    if isinstance(loaded.get("train_data"), dict):
+        loaded = {**loaded, **_mixture(path, loaded["train_data"])}
     for name, value in loaded.items():
         key = str(name).replace("-", "_")
         if key != "recipe" and key not in homes:
@@ -213,6 +218,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             raise ClipkitError(f"{path}: no setting is called {name!r}{hint or '; see clipkit train --help'}")
         settings[key] = value if key == "recipe" else _checked(path, key, value, PARTS[homes[key]])
     return settings
+
+
+def _mixture(path: Path, weights: dict[Any, Any]) -> dict[str, Any]:
+    """``{source: weight}`` as the two settings that it stands for."""
+    for source, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ClipkitError(f"{path}: train_data: {source} has weight {weight!r}; expected a number")
+    return {"train_data": "::".join(map(str, weights)), "train_weights": list(weights.values())}
 
 
 def load_config(path: str | Path) -> Config:
@@ -253,10 +266,11 @@ def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
     """``value`` as the type of field ``name``: YAML has no tuples, and reads ``1e-3`` as a string."""
     wanted = get_type_hints(cls)[name]
     if get_origin(wanted) is tuple:
-        numbers = value if isinstance(value, (list, tuple)) else ()
-        if len(numbers) == len(get_args(wanted)) and all(type(n) in (int, float) for n in numbers):
+        numbers = value if isinstance(value, (list, tuple)) else (None,)
+        count = None if Ellipsis in get_args(wanted) else len(get_args(wanted))
+        if len(numbers) == (count or len(numbers)) and all(type(n) in (int, float) for n in numbers):
             return tuple(float(n) for n in numbers)
-        raise ClipkitError(f"{path}: {name} is {value!r}; expected {len(get_args(wanted))} numbers, as [0.9, 1.0]")
+        raise ClipkitError(f"{path}: {name} is {value!r}; expected {count or 'a list of'} numbers, as [0.9, 1.0]")
     for option in get_args(wanted) or (wanted,):
         if option is type(None) and value is None:
             return None

@@ -1,13 +1,15 @@
 """Step 1, create pairs: samples from WebDataset shards to batches of two views."""
 
 from clipkit.pairs.decode import PictureSpec, decode_image, fit, normalize, random_crop, reference_pixels, shrink
+from clipkit.pairs.mixture import Mixture, make_order
 from clipkit.pairs.order import Order
 from clipkit.pairs.remote import is_remote
-from clipkit.pairs.shards import Sample, ShardSet, open_shards
+from clipkit.pairs.shards import Sample, ShardSet, join_shards, open_shards
 from clipkit.pairs.stream import Bad, PairBatch, PairReader, ReadPicture, ReadTexts, step_items, stream
 
 __all__ = [
     "Bad",
+    "Mixture",
     "Order",
     "PairBatch",
     "PairReader",
@@ -19,6 +21,8 @@ __all__ = [
     "decode_image",
     "fit",
     "is_remote",
+    "join_shards",
+    "make_order",
     "normalize",
     "open_shards",
     "random_crop",

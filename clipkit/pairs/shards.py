@@ -47,6 +47,15 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: its name, how many of the shards are its own, and its weight in training."""
+
+    name: str
+    n_shards: int
+    weight: float
+
+
 class ShardSet:
     """Samples of several shards as one sequence, in the order of the shards' names.
 
@@ -54,15 +63,20 @@ class ShardSet:
         shards: the indexes, one per tar.
         name: what messages call the set.
         root: folder that the samples' ``file`` starts from, where the shards were made of files that are still there.
+        parts: the sources that the shards come from, in order, where they are mixed by weight.
     """
 
-    def __init__(self, shards: list[ShardIndex], name: str, root: Path | None = None) -> None:
+    def __init__(
+        self, shards: list[ShardIndex], name: str, root: Path | None = None, parts: tuple[Part, ...] = ()
+    ) -> None:
         self.shards = shards
         self.name = name
         self.root = root
+        self.parts = parts
         self.sizes = [len(shard) for shard in shards]
         self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
+        joined += "".join(f"\n{part.n_shards} x {part.weight!r}" for part in parts)
         self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
         self.remote = any(isinstance(shard.path, Remote) for shard in shards)
         self._files = ShardFiles()
@@ -81,6 +95,16 @@ class ShardSet:
             raise IndexError(f"sample {i} of {len(self)}")
         shard = int(np.searchsorted(self._first, i, side="right")) - 1
         return self.shards[shard], i - int(self._first[shard])
+
+    def source_of(self, i: int) -> range:
+        """The samples of the source that sample ``i`` belongs to: of a mixture one part, else all."""
+        first = 0
+        for part in self.parts:
+            stop = first + part.n_shards
+            if i < self._first[stop]:
+                return range(int(self._first[first]), int(self._first[stop]))
+            first = stop
+        return range(len(self))
 
     def key(self, i: int) -> str:
         """Key of sample ``i``."""
@@ -164,6 +188,23 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     for problem in shard_set.problems[:5]:
         warnings.warn(problem, stacklevel=2)
     return shard_set
+
+
+def join_shards(sets: Sequence[ShardSet], weights: Sequence[float] = ()) -> ShardSet:
+    """Several sources as one, each with its share of every batch.
+
+    Args:
+        weights: of each source; without them each has the weight of its number of samples.
+
+    Raises:
+        ClipkitError: another number of weights than sources.
+    """
+    if weights and len(weights) != len(sets):
+        names = ", ".join(s.name for s in sets)
+        raise ClipkitError(f"--train-weights: {len(weights)} weights for {len(sets)} sources ({names})")
+    told = [float(weight) for weight in weights] or [float(len(s)) for s in sets]
+    parts = tuple(Part(s.name, len(s.shards), weight) for s, weight in zip(sets, told, strict=True))
+    return ShardSet([shard for s in sets for shard in s.shards], " + ".join(s.name for s in sets), parts=parts)
 
 
 def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:

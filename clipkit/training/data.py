@@ -64,7 +64,12 @@ def make_readers(
         name: PairReader(shards, pictures[name], texts, config.run.seed, "all", substitute=False)
         for name, shards in splits.items()
     }
-    training = replace(readers.pop("train"), captions=config.data.captions, substitute=True)
+    training = replace(
+        readers.pop("train"),
+        captions=config.data.captions,
+        substitute=True,
+        too_long=None if model.text.locked else model.tokenizer.too_long,
+    )
     return Readers(training, readers, cached_images and model.text.locked)
 
 

@@ -18,7 +18,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import Bad, Order, PairBatch, ShardSet, stream
+from clipkit.pairs import Bad, PairBatch, ShardSet, make_order, stream
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.training.checkpoint import (
     State,
@@ -32,7 +32,8 @@ from clipkit.training.console import Console
 from clipkit.training.data import Readers
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
-from clipkit.training.run import QUARANTINE, Metrics, log_bad, logged_bad
+from clipkit.training.receipts import Counts, Receipts, summary
+from clipkit.training.run import QUARANTINE, Metrics, cut_lines, log_bad, logged_bad
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 
@@ -87,6 +88,7 @@ class Trainer:
     _best: tuple[float, int] | None = None
     _evaluated: int = 0
     _bad: set[str] = field(default_factory=set)
+    _counts: Counts = field(default_factory=dict)
 
     @property
     def final_split(self) -> str | None:
@@ -130,12 +132,16 @@ class Trainer:
             self.console.say(message)
         optimizer = make_optimizer(self.model, config.optim)
         start = self._restore(optimizer)
-        self._bad = logged_bad(self.run)
+        self._bad = logged_bad(self.run, start)
         metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
         wrapped = self.accelerator.prepare_model(self.model)
+        if metrics:
+            cut_lines(self.run / QUARANTINE, start)
+        order = make_order(shards, config.run.seed)
+        self._receipts = Receipts(self.run, shards, order, self.accelerator, start, self._counts)
         batches = stream(
             self.readers.train,
-            Order(shards.sizes, config.run.seed),
+            order,
             config.optim.batch_size,
             start=start,
             stop=steps,
@@ -170,8 +176,12 @@ class Trainer:
                     config.optim,
                     self.arithmetic.autocast,
                 )
-                self._quarantine(batch)
+                self._quarantine(batch, step + 1)
+                self._receipts.count(batch)
                 step += 1
+                size = config.optim.batch_size
+                for receipt in self._receipts.close((step - 1) * size, step * size, step):
+                    self.console.say(summary(receipt), detail=True)
                 if step % config.run.log_every == 0 or step in (start + 1, steps):
                     now = time.perf_counter()
                     self._seconds += now - since
@@ -205,6 +215,7 @@ class Trainer:
             )
         load_weights(self.model, self.resume)
         load_optimizer(optimizer, self.resume)
+        self._counts = state.receipts
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
         return state.step
@@ -236,10 +247,18 @@ class Trainer:
             self._best = (recall, step)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        counts = self._receipts.counts()
         if self.accelerator.is_main_process:
             fingerprint = self.readers.train.shards.fingerprint
             state = State(
-                step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds, self._evaluated, time.time()
+                step,
+                fingerprint,
+                self._best,
+                self.arithmetic.to_dict(),
+                self._seconds,
+                self._evaluated,
+                time.time(),
+                counts,
             )
             save_checkpoint(self.run, self.model, optimizer, state, self.config)
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
@@ -272,7 +291,7 @@ class Trainer:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
 
-    def _quarantine(self, batch: PairBatch) -> None:
+    def _quarantine(self, batch: PairBatch, step: int) -> None:
         """Log new bad samples; stop when there are too many. All processes decide alike."""
         new = {b.where: b for b in batch.bad if b.where not in self._bad}
         if self.accelerator.num_processes > 1:
@@ -284,7 +303,8 @@ class Trainer:
             return
         self._bad |= set(new)
         if self.accelerator.is_main_process:
-            log_bad(self.run, new.values())
+            log_bad(self.run, new.values(), step)
+            self._receipts.quarantine(new.values())
         self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
         count = len(self._bad)
         check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)

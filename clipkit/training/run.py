@@ -93,14 +93,28 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         ) from None
 
 
-def log_bad(run: Path, bad: Iterable[Bad]) -> None:
-    """Append to the run's quarantine log."""
-    append_lines(run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason} for b in bad))
+def log_bad(run: Path, bad: Iterable[Bad], step: int = 0) -> None:
+    """Append to the run's quarantine log what was found to be bad in step ``step``."""
+    append_lines(
+        run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason, "step": step} for b in bad)
+    )
 
 
-def logged_bad(run: Path) -> set[str]:
-    """Where the samples in the run's quarantine log are."""
-    return {str(record.get("where")) for record in _lines(run / QUARANTINE)}
+def logged_bad(run: Path, start: int) -> set[str]:
+    """Where the samples are that the quarantine log names up to step ``start``: later steps are done again."""
+    return {str(line.get("where")) for line in _up_to(run / QUARANTINE, start)}
+
+
+def cut_lines(path: Path, start: int) -> None:
+    """Cut off the records of later steps than ``start`` of a JSON-lines file, if there is one; one process does."""
+    if path.is_file():
+        kept = _up_to(path, start)
+        with atomic_write(path) as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept).encode())
+
+
+def _up_to(path: Path, start: int) -> list[dict[str, Any]]:
+    return [line for line in _read_lines(path) if line.get("step", 0) <= start]
 
 
 class Metrics:
@@ -113,10 +127,11 @@ class Metrics:
 
     def __init__(self, run: Path, start: int) -> None:
         self.path = run / METRICS
-        kept = [line for line in read_metrics(run) if line.get("step", 0) <= start] if start else []
-        with atomic_write(self.path) as file:
-            for record in kept:
-                file.write((json.dumps(record) + "\n").encode())
+        if start:
+            cut_lines(self.path, start)
+        else:
+            with atomic_write(self.path):
+                pass
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
@@ -125,10 +140,11 @@ class Metrics:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The run's records; a half-written last line is left out."""
-    return _lines(run / METRICS)
+    return _read_lines(run / METRICS)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, without those that are half written; none if there is no file."""
     if not path.is_file():
         return []
     records = []
