@@ -29,6 +29,12 @@ def _prepare(arguments: list[str]) -> int:
     return main(arguments) or 0
 
 
+def _stream(arguments: list[str]) -> int:
+    from clipkit import stream_command
+
+    return stream_command.run(arguments)
+
+
 def _demo(arguments: list[str]) -> int:
     from demos.__main__ import main
 
@@ -47,6 +53,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
 VERBS = {
     "train": Verb("train a model (also: accelerate launch clipkit/train.py)", _train),
     "prepare": Verb("turn pictures and captions into WebDataset shards", _prepare),
+    "stream": Verb("show the order in which training reads shards, and how fast", _stream),
     "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),
