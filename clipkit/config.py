@@ -42,6 +42,12 @@ class DataConfig:
     view half of the time scaled down to 32-63 pixels first. A locked image tower caches none and small."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest share of the picture's area in a random crop."""
+    flip: float = 0.0
+    """Share of the crops that are mirrored. Captions that tell left from right become wrong."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation (0.4 is usual), and a quarter of it of hue."""
+    rand_augment: int = 0
+    """Magnitude (0-30, 9 is usual) of two random operations on each crop (RandAugment)."""
     workers: int = 2
     """Processes that read and decode. 0 reads in the training process. The batches do not depend on it."""
 
@@ -258,6 +264,11 @@ def check_settings(config: Config) -> None:
         raise ClipkitError(
             f"--crop-scale is {low} {high}; it must be two shares of the area, 0 < smaller <= larger <= 1"
         )
+    for name, top in (("flip", 1), ("color_jitter", 1), ("rand_augment", 30)):
+        if not 0 <= flat[name] <= top:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be from 0 to {top}")
+        if flat[name] and flat["augment"] != "crop":
+            raise ClipkitError(f"--{name.replace('_', '-')} changes random crops; pass --augment crop with it")
     if flat["precision"] not in get_args(Precision):
         raise ClipkitError(f"--precision is {flat['precision']!r}; it is {', '.join(get_args(Precision))}")
 

@@ -69,15 +69,15 @@ class Stream:
         from functools import partial
 
         from clipkit.config import Config
-        from clipkit.pairs import PairReader, PictureSpec, join_shards
+        from clipkit.pairs import Augment, PairReader, PictureSpec, join_shards
         from clipkit.recipes import open_data
-        from clipkit.training.data import read_crop, read_view
+        from clipkit.training.data import read_augmented, read_view
 
         opened = [open_data(path, Config(), "train")[0] for path in self.shards.split("::")]
         shards = join_shards(opened, self.train_weights) if len(opened) > 1 else opened[0]
         spec = PictureSpec(size=self.size)
         crop = self.augment == "crop" and not self.keys
-        picture = partial(read_crop, spec=spec, scale=(0.9, 1.0)) if crop else partial(read_view, spec=spec)
+        picture = partial(read_augmented, spec=spec, augment=Augment()) if crop else partial(read_view, spec=spec)
         return PairReader(shards, picture, _no_texts, self.seed, self.captions)
 
     def _batches(self, reader: PairReader, rank: int) -> Iterator[PairBatch]:

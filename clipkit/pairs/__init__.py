@@ -1,5 +1,6 @@
 """Step 1, create pairs: samples from WebDataset shards to batches of two views."""
 
+from clipkit.pairs.augment import Augment
 from clipkit.pairs.decode import PictureSpec, decode_image, fit, normalize, random_crop, reference_pixels, shrink
 from clipkit.pairs.mixture import Mixture, make_order
 from clipkit.pairs.order import Order
@@ -8,6 +9,7 @@ from clipkit.pairs.shards import Sample, ShardSet, join_shards, open_shards
 from clipkit.pairs.stream import Bad, PairBatch, PairReader, ReadPicture, ReadTexts, step_items, stream
 
 __all__ = [
+    "Augment",
     "Bad",
     "Mixture",
     "Order",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import clean_caption
 from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex, load_index
 from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
@@ -266,4 +267,4 @@ def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], t
     if not isinstance(stored, (str, list)):
         raise ClipkitError(f"{where}: the captions in its .json are a {type(stored).__name__}, not a list of texts")
     captions = [stored] if isinstance(stored, str) else stored
-    return meta, tuple(" ".join(c.split()) for c in captions if isinstance(c, str) and c.strip())
+    return meta, tuple(cleaned for c in captions if isinstance(c, str) and (cleaned := clean_caption(c)))

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder, Tokenizer
 from clipkit.pairs import (
+    Augment,
     PairReader,
     PictureSpec,
     ReadPicture,
@@ -17,7 +18,6 @@ from clipkit.pairs import (
     ShardSet,
     decode_image,
     fit,
-    random_crop,
     shrink,
 )
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
@@ -49,7 +49,7 @@ def make_readers(
         name: lock_images(model, shards, progress) if cached_images else plain for name, shards in splits.items()
     }
     if augment == "crop":
-        pictures["train"] = partial(read_crop, spec=model.picture, scale=config.data.crop_scale)
+        pictures["train"] = partial(read_augmented, spec=model.picture, augment=_augment(config))
     elif augment == "small":
         tiny = (
             lock_images(model, train, progress, small=True)
@@ -82,17 +82,22 @@ def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairRe
 
 def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
     """The evaluation view of a picture, uint8 (3, size, size)."""
-    return fit(decode_image(shards.read(sample).image, shards.where(sample)), spec)
+    return fit(decode_image(shards.read_picture(sample), shards.where(sample)), spec)
 
 
-def read_crop(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, scale: tuple[float, float]) -> Tensor:
+def read_augmented(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, augment: Augment) -> Tensor:
     """A training view of a picture, uint8 (3, size, size), drawn from ``seed``."""
-    return random_crop(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed, scale)
+    return augment(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed)
+
+
+def _augment(config: Config) -> Augment:
+    data = config.data
+    return Augment(data.crop_scale, data.flip, data.color_jitter, data.rand_augment)
 
 
 def read_small(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
     """A picture as a tiny one shows it, uint8 (3, size, size)."""
-    return shrink(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed >> 1)
+    return shrink(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed >> 1)
 
 
 def read_tokens(chosen: list[tuple[int, int, str]], tokenizer: Tokenizer) -> Tensor:
