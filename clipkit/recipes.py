@@ -100,10 +100,14 @@ def _left_out(folder: Path) -> tuple[Bad, ...]:
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
     """The shards of one split, and the folder of all its splits if it has such."""
-    from clipkit.pairs import is_remote, open_shards
+    from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
 
     if is_remote(path):
         return open_shards(path), None
+    if is_pipe(path):
+        if config.optim.max_steps is None or split != "train" or "::" in str(config.data.train_data):
+            raise ClipkitError(f"{path}: a pipe is for training, alone, and needs --max-steps, as its end is not known")
+        return PipeSet(path, config.optim.max_steps * config.optim.batch_size), None
     folder = Path(path)
     if not folder.exists() and not any(c in path for c in "*?[{"):
         raise ClipkitError(f"{path}: no such file or folder")

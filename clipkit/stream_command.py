@@ -73,7 +73,8 @@ class Stream:
         from clipkit.recipes import open_data
         from clipkit.training.data import read_augmented, read_view
 
-        opened = [open_data(path, Config(), "train")[0] for path in self.shards.split("::")]
+        config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)
+        opened = [open_data(path, config, "train")[0] for path in self.shards.split("::")]
         shards = join_shards(opened, self.train_weights) if len(opened) > 1 else opened[0]
         spec = PictureSpec(size=self.size)
         crop = self.augment == "crop" and not self.keys

@@ -133,7 +133,7 @@ class ShardSet:
         """
         shard, at = self.locate(i)
         image, record, text = (self._bytes(i, field) for field in range(3))
-        meta, captions = _captions(record, text, self.where(i))
+        meta, captions = parse_captions(record, text, self.where(i))
         return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
 
     def read_captions(self, i: int) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ class ShardSet:
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""
-        return _captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
+        return parse_captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
 
     def read_picture(self, i: int) -> bytes:
         """The encoded picture of sample ``i``."""
@@ -254,7 +254,12 @@ def shard_paths(path: str | Path) -> list[Path]:
     raise ClipkitError(f"{text}: no such file or folder")
 
 
-def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
+
+    Raises:
+        ClipkitError: the json is no json, or holds something else than captions.
+    """
     meta: dict[str, Any] = {}
     if record:
         try:

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.mixture import STRETCH, Mixture, shares
 from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
+from clipkit.pairs.pipes import PipeBatches, PipeSet
 from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
 from clipkit.pairs.workers import Ahead, read_in_workers
@@ -208,6 +210,9 @@ def stream(
         ClipkitError: fewer samples than a global batch, or fewer pairs in a batch than processes.
     """
     check_batch_size(reader.shards, batch_size, world)
+    if isinstance(reader.shards, PipeSet):
+        batches_of = PipeBatches(reader, reader.shards, batch_size, start, stop, rank, world)
+        return iter(DataLoader(batches_of, batch_size=None, num_workers=workers) if workers else batches_of)
     steps = _Steps(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
         batches: Iterator[PairBatch] = (reader(items) for items in steps)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder, Tokenizer
+from clipkit.errors import ClipkitError
 from clipkit.pairs import (
     Augment,
     PairReader,
     PictureSpec,
+    PipeSet,
     ReadPicture,
     ReadTexts,
     ShardSet,
@@ -42,6 +44,11 @@ def make_readers(
 ) -> Readers:
     """Readers for ``model``; whatever a locked tower would encode again and again is encoded here, once."""
     splits = {"train": train, **held_out}
+    if isinstance(train, PipeSet) and (model.text.locked or (model.image.locked and config.data.augment != "crop")):
+        raise ClipkitError(
+            f"{train.name}: what a pipe holds is not known beforehand, so the encodings of a locked tower cannot be "
+            f"cached; make shards of it, or lock no tower"
+        )
     augment = config.data.augment
     cached_images = model.image.locked and augment != "crop"
     plain = partial(read_view, spec=model.picture)
