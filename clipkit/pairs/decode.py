@@ -190,7 +190,8 @@ def normalize(pixels: Tensor, spec: PictureSpec) -> Tensor:
     """uint8 (B, 3, H, W) -> float32, scaled to [0, 1], less the mean, over the standard deviation."""
     mean = torch.tensor(spec.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    # In place, as each new tensor of a batch costs as much as the arithmetic on it.
+    return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 
 def _fitted(height: int, width: int, spec: PictureSpec) -> tuple[int, int]:
