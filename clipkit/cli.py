@@ -47,6 +47,12 @@ def _doctor(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _stream(arguments: list[str]) -> int:
+    from clipkit import stream_command
+
+    return stream_command.run(arguments)
+
+
 def _demo(arguments: list[str]) -> int:
     from demos.__main__ import main
 
@@ -67,6 +73,7 @@ VERBS = {
     "prepare": Verb("turn pictures and captions into WebDataset shards", _prepare),
     "filter": Verb("hide samples of prepared shards by their scores, and bring them back", _filter),
     "doctor": Verb("look for what is wrong with data, or with training on them", _doctor),
+    "stream": Verb("show the order in which training reads shards, and how fast", _stream),
     "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),

@@ -24,7 +24,10 @@ class DataConfig:
 
     train_data: str | None = None
     """WebDataset shards (a folder, a tar, a glob or {000..009} pattern), or a CSV, TSV, JSONL or parquet table of
-    picture paths and captions, or a folder of pictures; tables and folders become shards in a cache on first use."""
+    picture paths and captions, or a folder of pictures; tables and folders become shards in a cache on first use.
+    Shards may lie behind a URL (https://, s3://, ...). Several sources: A::B, or in YAML {A: weight, B: weight}."""
+    train_weights: tuple[float, ...] = ()
+    """Weights of the sources A::B of --train-data. Default: their numbers of samples."""
     val_data: str | None = None
     """Held-out data in any of the same forms. Default: the `val` split beside `train`, if there is one."""
     image_column: str | None = None
@@ -44,6 +47,12 @@ class DataConfig:
     view half of the time scaled down to 32-63 pixels first. A locked image tower caches none and small."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest share of the picture's area in a random crop."""
+    flip: float = 0.0
+    """Share of the crops that are mirrored. Captions that tell left from right become wrong."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation (0.4 is usual), and a quarter of it of hue."""
+    rand_augment: int = 0
+    """Magnitude (0-30, 9 is usual) of two random operations on each crop (RandAugment)."""
     workers: int = 2
     """Processes that read and decode. 0 reads in the training process. The batches do not depend on it."""
 
@@ -214,6 +223,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ClipkitError(f"{path}: expected `name: value` lines, found a {type(loaded).__name__}")
     homes = _homes()
     settings: dict[str, Any] = {}
+    if isinstance(loaded.get("train_data"), dict):
+        loaded = {**loaded, **_mixture(path, loaded["train_data"])}
     for name, value in loaded.items():
         key = str(name).replace("-", "_")
         if key != "recipe" and key not in homes:
@@ -221,6 +232,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             raise ClipkitError(f"{path}: no setting is called {name!r}{hint or '; see clipkit train --help'}")
         settings[key] = value if key == "recipe" else _checked(path, key, value, PARTS[homes[key]])
     return settings
+
+
+def _mixture(path: Path, weights: dict[Any, Any]) -> dict[str, Any]:
+    """``{source: weight}`` as the two settings that it stands for."""
+    for source, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ClipkitError(f"{path}: train_data: {source} has weight {weight!r}; expected a number")
+    return {"train_data": "::".join(map(str, weights)), "train_weights": list(weights.values())}
 
 
 def load_config(path: str | Path) -> Config:
@@ -259,6 +278,11 @@ def check_settings(config: Config) -> None:
         raise ClipkitError(
             f"--crop-scale is {low} {high}; it must be two shares of the area, 0 < smaller <= larger <= 1"
         )
+    for name, top in (("flip", 1), ("color_jitter", 1), ("rand_augment", 30)):
+        if not 0 <= flat[name] <= top:
+            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be from 0 to {top}")
+        if flat[name] and flat["augment"] != "crop":
+            raise ClipkitError(f"--{name.replace('_', '-')} changes random crops; pass --augment crop with it")
     if flat["precision"] not in get_args(Precision):
         raise ClipkitError(f"--precision is {flat['precision']!r}; it is {', '.join(get_args(Precision))}")
 
@@ -267,10 +291,11 @@ def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
     """``value`` as the type of field ``name``: YAML has no tuples, and reads ``1e-3`` as a string."""
     wanted = get_type_hints(cls)[name]
     if get_origin(wanted) is tuple:
-        numbers = value if isinstance(value, (list, tuple)) else ()
-        if len(numbers) == len(get_args(wanted)) and all(type(n) in (int, float) for n in numbers):
+        numbers = value if isinstance(value, (list, tuple)) else (None,)
+        count = None if Ellipsis in get_args(wanted) else len(get_args(wanted))
+        if len(numbers) == (count or len(numbers)) and all(type(n) in (int, float) for n in numbers):
             return tuple(float(n) for n in numbers)
-        raise ClipkitError(f"{path}: {name} is {value!r}; expected {len(get_args(wanted))} numbers, as [0.9, 1.0]")
+        raise ClipkitError(f"{path}: {name} is {value!r}; expected {count or 'a list of'} numbers, as [0.9, 1.0]")
     for option in get_args(wanted) or (wanted,):
         if option is type(None) and value is None:
             return None

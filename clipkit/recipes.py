@@ -63,26 +63,36 @@ def pairs_from_config(config: Config) -> Pairs:
             "no --train-data: give a folder of WebDataset shards, or a CSV, TSV, JSONL or parquet table of picture "
             "paths and captions"
         )
-    train, splits = open_data(config.data.train_data, config, "train")
-    left_out = _left_out(splits)
+    from clipkit.pairs import join_shards, open_shards
+
+    opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
+    splits = [folder for _, folder in opened if folder is not None]
+    left_out = tuple(bad for folder in splits for bad in _left_out(folder))
+    if len(opened) > 1:
+        train = join_shards([shards for shards, _ in opened], config.data.train_weights)
+    elif config.data.train_weights:
+        raise ClipkitError("--train-weights are for several sources: --train-data A::B")
+    else:
+        train = opened[0][0]
     held_out: dict[str, ShardSet] = {}
     if config.data.val_data is not None:
         held_out["val"], _ = open_data(config.data.val_data, config, "val")
-    elif splits is not None:
-        from clipkit.pairs import open_shards
-
-        held_out = {name: open_shards(splits / name) for name in ("val", "test") if (splits / name).is_dir()}
+    else:
+        for name in ("val", "test"):
+            found = [open_shards(folder / name) for folder in splits if (folder / name).is_dir()]
+            if found:
+                held_out[name] = found[0] if len(found) == 1 else join_shards(found)
     return Pairs(train, held_out, left_out)
 
 
-def _left_out(folder: Path | None) -> tuple[Bad, ...]:
+def _left_out(folder: Path) -> tuple[Bad, ...]:
     """What was left out when the shards in ``folder`` were made."""
     import json
 
     from clipkit.pairs import Bad
 
-    listed = folder / "skipped.jsonl" if folder else None
-    if listed is None or not listed.is_file():
+    listed = folder / "skipped.jsonl"
+    if not listed.is_file():
         return ()
     entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
     return tuple(Bad(-1, entry["file"], entry["reason"]) for entry in entries)
@@ -90,8 +100,14 @@ def _left_out(folder: Path | None) -> tuple[Bad, ...]:
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
     """The shards of one split, and the folder of all its splits if it has such."""
-    from clipkit.pairs import open_shards
+    from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
 
+    if is_remote(path):
+        return open_shards(path), None
+    if is_pipe(path):
+        if config.optim.max_steps is None or split != "train" or "::" in str(config.data.train_data):
+            raise ClipkitError(f"{path}: a pipe is for training, alone, and needs --max-steps, as its end is not known")
+        return PipeSet(path, config.optim.max_steps * config.optim.batch_size), None
     folder = Path(path)
     if not folder.exists() and not any(c in path for c in "*?[{"):
         raise ClipkitError(f"{path}: no such file or folder")

@@ -59,6 +59,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
     from dataclasses import replace
 
+    from clipkit.pairs import NOT_PROMISED, PipeSet
     from clipkit.pairs.stream import check_batch_size
     from clipkit.results import show_results
     from clipkit.training.checkpoint import read_state
@@ -86,6 +87,8 @@ def run(recipe: Recipe, config: Config) -> Path:
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
         check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
+    if isinstance(pairs.train, PipeSet):
+        console.say(f"{pairs.train.name}: {NOT_PROMISED}")
     objective = recipe.objective(config)
     if config.run.dry_run:
         show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)

@@ -65,9 +65,22 @@ def test_yaml_reads_what_people_write(tmp_path: Path) -> None:
     assert read_settings(run_file(tmp_path, "")) == {}
 
 
+def test_a_mixture_in_a_run_file(tmp_path: Path) -> None:
+    settings = read_settings(run_file(tmp_path, "train_data:\n  a.csv: 3\n  shards/: 0.5\n"))
+    assert settings == {"train_data": "a.csv::shards/", "train_weights": (3.0, 0.5)}
+    config = Config().replace(**settings)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    arguments = ["--train-data", "a::b", "--train-weights", "2", "1"]
+    assert parse_training(arguments)[1].data.train_weights == (2.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("train_data: {a: much}", ["train_data", "a", "much", "number"]),
+        ("train_weights: [a]", ["train_weights", "numbers"]),
+        ("train_weights: 3", ["train_weights"]),
         ("batch_size: many", ["batch_size", "many", "int"]),
         ("batch_size: 3.5", ["batch_size", "3.5"]),
         ("batch_size: true", ["batch_size", "True"]),

@@ -44,6 +44,23 @@ class Tokenizer:
         tokens, length = self._open_clip(captions) if self.kind == "open_clip" else self._transformers(captions)
         return tokens[:, :length] if self.cut else tokens
 
+    def too_long(self, tokens: Tensor, captions: Sequence[str]) -> list[bool]:
+        """Which of ``captions`` lost something when they became ``tokens``."""
+        cut = [False] * len(captions)
+        if tokens.shape[1] < self.context_length:
+            return cut
+        # Only rows that are full can have lost anything, and they are few.
+        for row in (tokens[:, -1] != self.pad_id).nonzero().flatten().tolist():
+            cut[row] = self._n_tokens(captions[row]) > self.context_length
+        return cut
+
+    def _n_tokens(self, caption: str) -> int:
+        """Tokens of the whole caption, beginning and end included."""
+        if self.kind == "transformers":
+            return len(self.inner(caption)["input_ids"])
+        longer = self.inner([caption], context_length=8 * self.context_length)
+        return int((longer != self.pad_id).sum())
+
     def _open_clip(self, captions: Sequence[str]) -> tuple[Tensor, int]:
         tokens = self.inner(list(captions), context_length=self.context_length)
         used = (tokens != self.pad_id).any(dim=0).nonzero()

@@ -133,7 +133,8 @@ class Index:
             if file is not None:
                 items.append(Item(str(file), shard.keys[at], caption))
             else:
-                items.append(Item(str(shard.path.resolve()), shard.keys[at], caption, offset, size))
+                where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
+                items.append(Item(str(where), shard.keys[at], caption, offset, size))
         return cls(model, np.ascontiguousarray(embeddings, dtype=np.float32), items)
 
     def credits(self) -> list[str]:

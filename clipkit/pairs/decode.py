@@ -8,6 +8,7 @@ resize. The evaluation view of a model is described by a ``PictureSpec``.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -26,6 +28,7 @@ from clipkit.errors import ClipkitError
 
 MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
 
+_LOG_RATIO = math.log(4 / 3)
 _THIN = 8  # times longer than wide before a picture is a strip
 
 Decode = Literal["fast", "reference"]
@@ -146,14 +149,14 @@ def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float,
     The crop of torchvision's ``RandomResizedCrop`` (Szegedy et al. 2015), drawn from ``seed`` alone.
     """
     height, width = image.shape[-2:]
-    draw = np.random.Generator(np.random.Philox(seed)).random
-    for _ in range(10):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * draw())
-        ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * draw())
-        crop_width, crop_height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+    draws = np.random.Generator(np.random.Philox(seed)).random(40).tolist()
+    for share, shape, down, across in zip(*[iter(draws)] * 4, strict=True):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        ratio = math.exp(_LOG_RATIO * (2 * shape - 1))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(draw() * (height - crop_height + 1))
-            left = int(draw() * (width - crop_width + 1))
+            top = int(down * (height - crop_height + 1))
+            left = int(across * (width - crop_width + 1))
             view = image[:, top : top + crop_height, left : left + crop_width]
             return _resize(view, spec.size, spec.size, spec)
     return fit(image, spec)
@@ -187,7 +190,8 @@ def normalize(pixels: Tensor, spec: PictureSpec) -> Tensor:
     """uint8 (B, 3, H, W) -> float32, scaled to [0, 1], less the mean, over the standard deviation."""
     mean = torch.tensor(spec.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    # In place, as each new tensor of a batch costs as much as the arithmetic on it.
+    return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 
 def _fitted(height: int, width: int, spec: PictureSpec) -> tuple[int, int]:
@@ -206,8 +210,11 @@ def _fitted(height: int, width: int, spec: PictureSpec) -> tuple[int, int]:
 def _resize(image: Tensor, height: int, width: int, spec: PictureSpec) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
-    mode = InterpolationMode.BICUBIC if spec.interpolation == "bicubic" else InterpolationMode.BILINEAR
-    return F.resize(image, [height, width], interpolation=mode, antialias=True)
+    if spec.interpolation == "bicubic":
+        # What torchvision's resize comes to for bytes, without its detours: a third of the time for a crop.
+        dense = image[None].contiguous(memory_format=torch.channels_last)
+        return interpolate(dense, size=[height, width], mode="bicubic", antialias=True, align_corners=False)[0]
+    return F.resize(image, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
 def _pad(image: Tensor, size: int, fill: int) -> Tensor:

@@ -6,20 +6,25 @@ Built by reading the tar's headers only; kept beside the shard, or in the cache 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from clipkit.cache import atomic_write, cache_dir
 from clipkit.errors import ClipkitError
-from clipkit.pairs.tar import Damage, read_members
+from clipkit.pairs.remote import Remote, read_whole
+from clipkit.pairs.tar import Damage, read_members, scan_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 INDEX_FORMAT = 1
 INDEX_SUFFIX = ".index.npz"
+_REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
+_REMOTE_STRETCH = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class ShardIndex:
     """Where each sample of one tar lies. ``spans`` is int64 (n, 3, 2): offset and size of picture, json and txt;
     a size of 0 means that there is none."""
 
-    path: Path
+    path: Path | Remote
     keys: list[str]
     extensions: list[str]
     spans: np.ndarray
@@ -38,35 +43,45 @@ class ShardIndex:
         return len(self.keys)
 
 
-def build_index(path: Path) -> ShardIndex:
+def build_index(path: Path | Remote) -> ShardIndex:
     """Index of one tar, from its headers."""
-    if path.stat().st_size == 0:
+    if (path.size if isinstance(path, Remote) else path.stat().st_size) == 0:
         raise ClipkitError(f"{path}: an empty file, not a tar shard; make it again or leave it out")
-    members, damages = read_members(path)
+    if isinstance(path, Remote):
+        members, damages = scan_members(path.read, path.size, _REMOTE_AHEAD, _REMOTE_STRETCH)
+    else:
+        members, damages = read_members(path)
     if not members and damages:
         raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
     problems = [_damage(d) for d in damages]
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    last = None
-    for member in members:
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if not stem or not extension:
+    samples: dict[str, dict[str, int]] = {}  # key -> extension -> which member
+    last, fields = None, {}
+    for at, name in enumerate(members.names):
+        key, dot, extension = name.partition(".")
+        if "/" in name:
+            folder, _, base = name.rpartition("/")
+            stem, dot, extension = base.partition(".")
+            key = f"{folder}/{stem}" if folder and folder != "." else stem
+            dot = dot if stem else ""
+        if not dot or not key or not extension:
             continue
-        key = f"{folder}/{stem}" if folder and folder != "." else stem
-        fields = samples.get(key)
-        if fields is None:
-            fields = samples[key] = {}
-        elif last != key:
-            problems.append(f"members of {key!r} are not adjacent")
-        last = key
-        if extension.lower() in fields:
-            problems.append(f"{member.name!r} occurs twice; the first is used")
+        if key != last:
+            known = samples.get(key)
+            fields = samples[key] = {} if known is None else known
+            if known is not None:
+                problems.append(f"members of {key!r} are not adjacent")
+            last = key
+        extension = extension.lower()
+        if extension in fields:
+            problems.append(f"{name!r} occurs twice; the first is used")
             continue
-        fields[extension.lower()] = (member.offset, member.size)
-    keys, extensions, spans = [], [], []
+        fields[extension] = at
+    keys: list[str] = []
+    extensions: list[str] = []
+    places: list[int] = []  # of picture, json and txt among the members; the last place stands for none
+    none = len(members)
     for key, fields in samples.items():
-        extension = next((e for e in IMAGE_EXTENSIONS if e in fields), "")
+        extension = "jpg" if "jpg" in fields else next((e for e in IMAGE_EXTENSIONS if e in fields), "")
         if not extension:
             problems.append(f"{key!r} has no picture ({', '.join(fields)})")
         elif "json" not in fields and "txt" not in fields:
@@ -74,8 +89,9 @@ def build_index(path: Path) -> ShardIndex:
         else:
             keys.append(key)
             extensions.append(extension)
-            spans.append([fields[extension], fields.get("json", (0, 0)), fields.get("txt", (0, 0))])
-    array = np.array(spans, dtype=np.int64).reshape(len(keys), 3, 2)
+            places += (fields[extension], fields.get("json", none), fields.get("txt", none))
+    columns = np.array([[*members.offsets, 0], [*members.sizes, 0]], dtype=np.int64)
+    array = np.ascontiguousarray(columns[:, places].T).reshape(len(keys), 3, 2)
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
     digest.update(array.tobytes())
@@ -86,24 +102,22 @@ def _damage(damage: Damage) -> str:
     return f"bytes {damage.start}-{damage.stop} are damaged ({damage.reason}); samples there are lost"
 
 
-def load_index(path: Path) -> ShardIndex:
+def load_index(path: Path | Remote) -> ShardIndex:
     """Index of ``path`` from beside it or from the cache; built and kept when there is none or the tar changed."""
-    stat = path.stat()
-    stamp = [INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]
-    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
-    places = [path.with_name(path.name + INDEX_SUFFIX), cache_dir() / "indexes" / f"{name}.npz"]
+    if isinstance(path, Remote):
+        stamp = [INDEX_FORMAT, path.size, path.tag]
+        places = [_cached(path.url)]
+    else:
+        stat = path.stat()
+        stamp = [INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]
+        places = [path.with_name(path.name + INDEX_SUFFIX), _cached(str(path.resolve()))]
     for place in places:
-        try:
-            with np.load(place, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                if header["stamp"] == stamp:
-                    spans = stored["spans"]
-                    return ShardIndex(
-                        path, header["keys"], header["extensions"], spans, header["problems"], header["fingerprint"]
-                    )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # no index, or a damaged one: it is built again
-    index = build_index(path)
+        stored = _read_index(path, place)
+        if stored is not None and stored[1] == stamp:
+            return stored[0]
+    index = _beside(path) if isinstance(path, Remote) else None
+    if index is None:
+        index = build_index(path)
     header = {
         "stamp": stamp,
         "keys": index.keys,
@@ -119,3 +133,25 @@ def load_index(path: Path) -> ShardIndex:
         except OSError:
             continue
     return index
+
+
+def _cached(name: str) -> Path:
+    return cache_dir() / "indexes" / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
+
+
+def _beside(path: Remote) -> ShardIndex | None:
+    """The index that was uploaded beside a remote tar, if it is that of a file of the same size."""
+    data = read_whole(path.url + INDEX_SUFFIX)
+    stored = _read_index(path, io.BytesIO(data)) if data else None
+    return stored[0] if stored is not None and stored[1][:2] == [INDEX_FORMAT, path.size] else None
+
+
+def _read_index(path: Path | Remote, place: Path | IO[bytes]) -> tuple[ShardIndex, list[Any]] | None:
+    """A stored index with its stamp; None if there is none, or a damaged one: it is built again."""
+    try:
+        with np.load(place, allow_pickle=False) as stored:
+            header = json.loads(str(stored["header"]))
+            fields = (header["keys"], header["extensions"], stored["spans"], header["problems"], header["fingerprint"])
+            return ShardIndex(path, *fields), header["stamp"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex
+from clipkit.pairs.remote import Remote
 
 KEEP_SUFFIX = ".keep.npz"
 SIDECARS = (INDEX_SUFFIX, KEEP_SUFFIX, ".scores.parquet")  # files beside a shard, which are none
@@ -30,7 +31,7 @@ def mask_path(shard: Path) -> Path:
 
 def write_mask(index: ShardIndex, keep_N: NDArray[np.bool_]) -> None:
     """Hide the samples of a shard where ``keep_N``, bool (N,), is False; a mask that hides none is removed."""
-    path = mask_path(index.path)
+    path = mask_path(_local(index))
     if keep_N.all():
         path.unlink(missing_ok=True)
         return
@@ -44,8 +45,7 @@ def kept(index: ShardIndex) -> ShardIndex:
     Raises:
         ClipkitError: the mask is damaged, or was made for other samples.
     """
-    path = mask_path(index.path)
-    if not path.is_file():
+    if isinstance(index.path, Remote) or not (path := mask_path(index.path)).is_file():
         return index
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -63,6 +63,12 @@ def kept(index: ShardIndex) -> ShardIndex:
         spans=index.spans[rows],
         fingerprint=fingerprint.hexdigest(),
     )
+
+
+def _local(index: ShardIndex) -> Path:
+    if isinstance(index.path, Remote):
+        raise ClipkitError(f"{index.path}: a shard behind a URL cannot be filtered; copy it to a disk first")
+    return index.path
 
 
 def _digest(index: ShardIndex) -> str:

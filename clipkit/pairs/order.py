@@ -107,6 +107,10 @@ class Order:
             position += take
         return np.concatenate(epochs), np.concatenate(samples)
 
+    def finished(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(0, epoch) of every epoch whose last sample lies in positions [start, stop)."""
+        return [(0, epoch) for epoch in range(start // self.n, stop // self.n)]
+
     def _within_epoch(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(start, stop, dtype=np.int64)

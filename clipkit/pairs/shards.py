@@ -9,10 +9,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,14 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import clean_caption
+from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
 from clipkit.pairs.mask import SIDECARS, kept, mask_path
+from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
+
+_BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
+_TOGETHER = 16  # remote shards that are opened at a time
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,15 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: its name, how many of the shards are its own, and its weight in training."""
+
+    name: str
+    n_shards: int
+    weight: float
+
+
 class ShardSet:
     """Samples of several shards as one sequence, in the order of the shards' names.
 
@@ -50,18 +65,23 @@ class ShardSet:
         shards: the indexes, one per tar.
         name: what messages call the set.
         root: folder that the samples' ``file`` starts from, where the shards were made of files that are still there.
+        parts: the sources that the shards come from, in order, where they are mixed by weight.
     """
 
-    def __init__(self, shards: list[ShardIndex], name: str, root: Path | None = None) -> None:
+    def __init__(
+        self, shards: list[ShardIndex], name: str, root: Path | None = None, parts: tuple[Part, ...] = ()
+    ) -> None:
         self.shards = shards
         self.name = name
         self.root = root
+        self.parts = parts
         self.sizes = [len(shard) for shard in shards]
         self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
+        joined += "".join(f"\n{part.n_shards} x {part.weight!r}" for part in parts)
         self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
-        self._files: dict[int, int] = {}
-        self._pid = os.getpid()
+        self.remote = any(isinstance(shard.path, Remote) for shard in shards)
+        self._files = ShardFiles()
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -77,6 +97,16 @@ class ShardSet:
             raise IndexError(f"sample {i} of {len(self)}")
         shard = int(np.searchsorted(self._first, i, side="right")) - 1
         return self.shards[shard], i - int(self._first[shard])
+
+    def source_of(self, i: int) -> range:
+        """The samples of the source that sample ``i`` belongs to: of a mixture one part, else all."""
+        first = 0
+        for part in self.parts:
+            stop = first + part.n_shards
+            if i < self._first[stop]:
+                return range(int(self._first[first]), int(self._first[stop]))
+            first = stop
+        return range(len(self))
 
     def key(self, i: int) -> str:
         """Key of sample ``i``."""
@@ -104,7 +134,7 @@ class ShardSet:
         """
         shard, at = self.locate(i)
         image, record, text = (self._bytes(i, field) for field in range(3))
-        meta, captions = _captions(record, text, self.where(i))
+        meta, captions = parse_captions(record, text, self.where(i))
         return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
 
     def read_captions(self, i: int) -> tuple[str, ...]:
@@ -113,49 +143,34 @@ class ShardSet:
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""
-        return _captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
+        return parse_captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
+
+    def read_picture(self, i: int) -> bytes:
+        """The encoded picture of sample ``i``."""
+        return self._bytes(i, 0)
+
+    def fetch(self, samples: Iterable[int]) -> None:
+        """Fetch what ``samples`` need of remote shards at once; without it, each is fetched when it is read."""
+        if self.remote:
+            self._files.fetch(self.locate(i) for i in samples)
 
     def _bytes(self, i: int, field: int) -> bytes:
         """Picture (0), json (1) or txt (2) of sample ``i``."""
-        shard, at = self.locate(i)
-        offset, size = (int(n) for n in shard.spans[at, field])
-        if not size:
-            return b""
-        data = os.pread(self._open(i), size, offset)
-        if len(data) != size:
-            raise ClipkitError(f"{self.where(i)}: the shard is shorter than its index says; was it changed?")
-        return data
+        try:
+            return self._files.read(*self.locate(i), field)
+        except OSError as error:
+            raise ClipkitError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
 
-    def _open(self, i: int) -> int:
-        if self._pid != os.getpid():  # a forked worker must not share file positions, nor close its parent's files
-            self._files, self._pid = {}, os.getpid()
-        shard = int(np.searchsorted(self._first, i, side="right")) - 1
-        if shard not in self._files:
-            if len(self._files) >= 256:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.shards[shard].path, os.O_RDONLY)
-        return self._files[shard]
-
     def close(self) -> None:
         """Close the shards' files; reading opens them again."""
-        files, self._files = self._files, {}
-        if self._pid == os.getpid():
-            for fd in files.values():
-                os.close(fd)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_pid": -1}
+        self._files.close()
 
 
 def open_shards(path: str | Path, name: str | None = None, root: Path | None = None) -> ShardSet:
-    """The shards at ``path``: a tar, a folder of tars, or a glob or ``{000..009}`` pattern.
+    """The shards at ``path``: a tar, a folder of tars, or a glob or ``{000..009}`` pattern, on a disk or behind a URL.
 
     Args:
         name: what messages call them; default: ``path``. Shards that were made of a table go by the table's name.
@@ -164,11 +179,11 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     Raises:
         ClipkitError: nothing is there, no tar is there, or no tar holds a sample.
     """
-    paths = shard_paths(path)
-    shards = [kept(load_index(p)) for p in paths]
+    paths: Sequence[Path | Remote] = remote_shards(str(path)) if is_remote(path) else shard_paths(path)
+    shards = _indexes(paths)
     shard_set = ShardSet(shards, name or str(path), root)
     if not len(shard_set):
-        if any(mask_path(p).is_file() for p in paths):
+        if any(isinstance(p, Path) and mask_path(p).is_file() for p in paths):
             raise ClipkitError(f"{path}: filters hide every sample; run `clipkit filter` with lower thresholds")
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
         raise ClipkitError(
@@ -179,10 +194,47 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     return shard_set
 
 
+def join_shards(sets: Sequence[ShardSet], weights: Sequence[float] = ()) -> ShardSet:
+    """Several sources as one, each with its share of every batch.
+
+    Args:
+        weights: of each source; without them each has the weight of its number of samples.
+
+    Raises:
+        ClipkitError: another number of weights than sources.
+    """
+    if weights and len(weights) != len(sets):
+        names = ", ".join(s.name for s in sets)
+        raise ClipkitError(f"--train-weights: {len(weights)} weights for {len(sets)} sources ({names})")
+    told = [float(weight) for weight in weights] or [float(len(s)) for s in sets]
+    parts = tuple(Part(s.name, len(s.shards), weight) for s, weight in zip(sets, told, strict=True))
+    return ShardSet([shard for s in sets for shard in s.shards], " + ".join(s.name for s in sets), parts=parts)
+
+
+def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
+    """Indexes of the shards; those of remote ones side by side, as they wait more than they compute."""
+    if not any(isinstance(path, Remote) for path in paths):
+        return [kept(load_index(path)) for path in paths]
+    with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
+        return list(pool.map(load_index, paths))
+
+
+def remote_shards(url: str) -> list[Remote]:
+    """The tars behind ``url``, in order: one, those of a pattern, or those of a folder that the server can list."""
+    if _BRACES.search(url):
+        import braceexpand
+
+        urls = list(braceexpand.braceexpand(url))
+    else:
+        urls = [url] if url.endswith(".tar") and not any(c in url for c in "*[") else list_remote(url)
+    with ThreadPoolExecutor(min(_TOGETHER, len(urls))) as pool:
+        return list(pool.map(find_remote, urls))
+
+
 def shard_paths(path: str | Path) -> list[Path]:
     """The tar files that ``path`` names, sorted by name."""
     text = str(path)
-    if not Path(text).exists() and re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
+    if not Path(text).exists() and _BRACES.search(text):
         import braceexpand
 
         paths = [Path(p) for p in braceexpand.braceexpand(text)]
@@ -205,7 +257,12 @@ def shard_paths(path: str | Path) -> list[Path]:
     raise ClipkitError(f"{text}: no such file or folder")
 
 
-def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
+
+    Raises:
+        ClipkitError: the json is no json, or holds something else than captions.
+    """
     meta: dict[str, Any] = {}
     if record:
         try:
@@ -218,4 +275,4 @@ def _captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], t
     if not isinstance(stored, (str, list)):
         raise ClipkitError(f"{where}: the captions in its .json are a {type(stored).__name__}, not a list of texts")
     captions = [stored] if isinstance(stored, str) else stored
-    return meta, tuple(" ".join(c.split()) for c in captions if isinstance(c, str) and c.strip())
+    return meta, tuple(cleaned for c in captions if isinstance(c, str) and (cleaned := clean_caption(c)))

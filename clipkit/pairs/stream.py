@@ -7,8 +7,7 @@ A rank takes its piece of the batch, a worker makes whole pieces. Views, caption
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.order import Order, mix_int, piece, sample_seed
+from clipkit.pairs.mixture import STRETCH, Mixture, shares
+from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
+from clipkit.pairs.pipes import PipeBatches, PipeSet
+from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
+from clipkit.pairs.workers import Ahead, read_in_workers
 
 CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds
 _TRIES = 20  # substitutes tried for a bad sample before the run stops
@@ -32,6 +35,7 @@ class Bad:
     sample: int
     where: str
     reason: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class PairBatch:
         image_ids: int64 (b,) sample of each picture.
         text_ids: int64 (t,) sample of each caption; equal ids are positives.
         bad: samples that were replaced.
+        items: (epoch, sample) that the batch was asked for; where ``image_ids`` has another, it is a substitute.
+        truncated: (epoch, sample) of each caption that is longer than the text tower's context.
     """
 
     images: Tensor
@@ -51,6 +57,8 @@ class PairBatch:
     image_ids: Tensor
     text_ids: Tensor
     bad: tuple[Bad, ...] = ()
+    items: tuple[tuple[int, int], ...] = ()
+    truncated: tuple[tuple[int, int], ...] = ()
 
     def to(self, device: torch.device) -> PairBatch:
         """The batch on ``device``."""
@@ -68,6 +76,8 @@ ReadPicture = Callable[[ShardSet, int, int], Tensor]
 """(shards, sample, seed) -> one picture's tensor; raises ClipkitError for a bad one."""
 ReadTexts = Callable[[list[tuple[int, int, str]]], Tensor]
 """[(sample, caption's place, caption)] -> texts of a batch (t, ...)."""
+TooLong = Callable[[Tensor, list[str]], list[bool]]
+"""(texts of a batch, their captions) -> whether each was cut off."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class PairReader:
         seed: the run's seed.
         captions: ``one`` drawn per (seed, epoch, sample), or ``all``.
         substitute: put another sample in a bad one's place (training), or leave it out (evaluation).
+        too_long: tells which captions of a batch the text tower cannot take whole; None does not ask.
     """
 
     shards: ShardSet
@@ -89,12 +100,16 @@ class PairReader:
     seed: int
     captions: str = "one"
     substitute: bool = True
+    too_long: TooLong | None = None
 
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
+        self.shards.fetch(sample for _, sample in items)
         images: list[Tensor] = []
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
+        delivered: list[tuple[int, int]] = []
+        epoch_of: dict[int, int] = {}
         bad: list[Bad] = []
         for epoch, sample in items:
             try:
@@ -103,6 +118,8 @@ class PairReader:
                 continue
             images.append(image)
             ids.append(used)
+            delivered.append((epoch, sample))
+            epoch_of[used] = epoch
             if self.captions == "one":
                 pick = sample_seed(self.seed, epoch, used, CAPTION) % len(captions)
                 chosen.append((used, pick, captions[pick]))
@@ -111,9 +128,10 @@ class PairReader:
         image_ids = torch.tensor(ids, dtype=torch.int64)
         text_ids = torch.tensor([sample for sample, _, _ in chosen], dtype=torch.int64)
         stacked = torch.stack(images) if images else torch.zeros(0)
-        return PairBatch(stacked, self.texts(chosen), image_ids, text_ids, tuple(bad))
-
-    __getitems__ = __call__  # what torch's loader calls with the sampler's list
+        texts = self.texts(chosen)
+        cut = self.too_long(texts, [caption for _, _, caption in chosen]) if self.too_long and chosen else []
+        truncated = tuple((epoch_of[c[0]], c[0]) for c, was_cut in zip(chosen, cut, strict=False) if was_cut)
+        return PairBatch(stacked, texts, image_ids, text_ids, tuple(bad), tuple(delivered), truncated)
 
     def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor, tuple[str, ...]]:
         tried = sample
@@ -123,20 +141,23 @@ class PairReader:
                 if not captions:
                     raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
                 return tried, self.picture(self.shards, tried, sample_seed(self.seed, epoch, tried, VIEW)), captions
+            except UnreachableError:
+                raise  # no fault of the sample: to go on without it would be a loss that nobody sees
             except ClipkitError as error:
-                bad.append(Bad(tried, self.shards.where(tried), str(error)))
+                bad.append(Bad(tried, self.shards.where(tried), str(error), epoch))
                 if not self.substitute:
                     raise _LeftOut from None
-                tried = mix_int(self.seed, epoch, sample, SUBSTITUTE, attempt) % len(self.shards)
+                source = self.shards.source_of(sample)
+                tried = source[mix_int(self.seed, epoch, sample, SUBSTITUTE, attempt) % len(source)]
         raise ClipkitError(
             f"{bad[-1].reason}; {_TRIES} samples in a row were bad: check the data before training on it"
         )
 
 
-class _Pieces:
+class _Steps(Sequence[list[tuple[int, int]]]):
     """The rank's (epoch, sample) items of each step in [start, stop)."""
 
-    def __init__(self, order: Order, batch_size: int, rank: int, world: int, start: int, stop: int) -> None:
+    def __init__(self, order: Order | Mixture, batch_size: int, rank: int, world: int, start: int, stop: int) -> None:
         self.order, self.batch_size = order, batch_size
         self.rank, self.world = rank, world
         self.start, self.stop = start, stop
@@ -144,12 +165,19 @@ class _Pieces:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.stop):
-            yield step_items(self.order, step, self.batch_size, self.rank, self.world)
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            first, last, _ = at.indices(len(self))
+            bounds = self.start + first, self.start + max(first, last)
+            return _Steps(self.order, self.batch_size, self.rank, self.world, *bounds)
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        return step_items(self.order, self.start + at, self.batch_size, self.rank, self.world)
 
 
-def step_items(order: Order, step: int, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+def step_items(
+    order: Order | Mixture, step: int, batch_size: int, rank: int = 0, world: int = 1
+) -> list[tuple[int, int]]:
     """(epoch, sample) of the rank's part of global batch ``step``, sorted by place in the shards."""
     epochs, samples = order.positions(step * batch_size, (step + 1) * batch_size)
     by_place = np.lexsort((epochs, samples))
@@ -159,7 +187,7 @@ def step_items(order: Order, step: int, batch_size: int, rank: int = 0, world: i
 
 def stream(
     reader: PairReader,
-    order: Order,
+    order: Order | Mixture,
     batch_size: int,
     *,
     start: int = 0,
@@ -182,19 +210,20 @@ def stream(
         ClipkitError: fewer samples than a global batch, or fewer pairs in a batch than processes.
     """
     check_batch_size(reader.shards, batch_size, world)
-    pieces = _Pieces(order, batch_size, rank, world, start, stop)
+    if isinstance(reader.shards, PipeSet):
+        batches_of = PipeBatches(reader, reader.shards, batch_size, start, stop, rank, world)
+        return iter(DataLoader(batches_of, batch_size=None, num_workers=workers) if workers else batches_of)
+    steps = _Steps(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
-        return (reader(items) for items in pieces)
-    loader: DataLoader[PairBatch] = DataLoader(
-        reader,  # type: ignore[arg-type]  # a map of item lists to batches, read through __getitems__
-        batch_sampler=pieces,
-        collate_fn=_as_is,
-        num_workers=min(workers, stop - start),
-        prefetch_factor=2,
-        worker_init_fn=_quiet_worker,
-        pin_memory=False,
-    )
-    return iter(loader)
+        batches: Iterator[PairBatch] = (reader(items) for items in steps)
+    else:
+        batches = read_in_workers(reader, steps, workers)
+    if reader.shards.remote:
+        distance = max(
+            1, WINDOW * CHUNK // (2 * batch_size)
+        )  # half a window: what its next half needs is being fetched
+        return Ahead(lambda items: reader.shards.fetch(s for _, s in items), steps, distance).follow(batches)
+    return batches
 
 
 def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
@@ -204,17 +233,16 @@ def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
             f"{shards.name} has {len(shards)} samples, fewer than a batch of {batch_size}; "
             f"pass --batch-size {len(shards)} or less"
         )
+    parts = shards.parts
+    counts = shares([part.weight for part in parts], [part.name for part in parts]) if parts else []
+    at = 0
+    for part, count in zip(parts, counts, strict=True):
+        n, wanted = sum(shards.sizes[at : at + part.n_shards]), -(-batch_size * count // STRETCH)
+        if n < wanted:
+            raise ClipkitError(
+                f"{part.name} has {n} samples, fewer than its share of a batch ({wanted} of {batch_size}); lower its "
+                f"--train-weights or --batch-size"
+            )
+        at += part.n_shards
     if batch_size < world:
         raise ClipkitError(f"--batch-size {batch_size} is smaller than the number of processes ({world})")
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _quiet_worker(_: int) -> None:
-    import signal
-
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; it ends its workers

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class State:
         arithmetic: precision, matmul setting and threads of the run.
         seconds: of training so far.
         evaluated: last step at which the validation data were looked at.
+        receipts: counts of the epochs that are under way, see ``clipkit.training.receipts``.
         written: seconds since 1970 when the checkpoint was written: the newest is not always that of the last step.
     """
 
@@ -55,6 +56,7 @@ class State:
     seconds: float
     evaluated: int = 0
     written: float = 0.0
+    receipts: dict[str, list[int]] = field(default_factory=dict)
 
 
 def save_checkpoint(

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder, Tokenizer
+from clipkit.errors import ClipkitError
 from clipkit.pairs import (
+    Augment,
     PairReader,
     PictureSpec,
+    PipeSet,
     ReadPicture,
     ReadTexts,
     ShardSet,
     decode_image,
     fit,
-    random_crop,
     shrink,
 )
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
@@ -42,6 +44,11 @@ def make_readers(
 ) -> Readers:
     """Readers for ``model``; whatever a locked tower would encode again and again is encoded here, once."""
     splits = {"train": train, **held_out}
+    if isinstance(train, PipeSet) and (model.text.locked or (model.image.locked and config.data.augment != "crop")):
+        raise ClipkitError(
+            f"{train.name}: what a pipe holds is not known beforehand, so the encodings of a locked tower cannot be "
+            f"cached; make shards of it, or lock no tower"
+        )
     augment = config.data.augment
     cached_images = model.image.locked and augment != "crop"
     plain = partial(read_view, spec=model.picture)
@@ -49,7 +56,7 @@ def make_readers(
         name: lock_images(model, shards, progress) if cached_images else plain for name, shards in splits.items()
     }
     if augment == "crop":
-        pictures["train"] = partial(read_crop, spec=model.picture, scale=config.data.crop_scale)
+        pictures["train"] = partial(read_augmented, spec=model.picture, augment=_augment(config))
     elif augment == "small":
         tiny = (
             lock_images(model, train, progress, small=True)
@@ -64,7 +71,12 @@ def make_readers(
         name: PairReader(shards, pictures[name], texts, config.run.seed, "all", substitute=False)
         for name, shards in splits.items()
     }
-    training = replace(readers.pop("train"), captions=config.data.captions, substitute=True)
+    training = replace(
+        readers.pop("train"),
+        captions=config.data.captions,
+        substitute=True,
+        too_long=None if model.text.locked else model.tokenizer.too_long,
+    )
     return Readers(training, readers, cached_images and model.text.locked)
 
 
@@ -77,17 +89,22 @@ def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairRe
 
 def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
     """The evaluation view of a picture, uint8 (3, size, size)."""
-    return fit(decode_image(shards.read(sample).image, shards.where(sample)), spec)
+    return fit(decode_image(shards.read_picture(sample), shards.where(sample)), spec)
 
 
-def read_crop(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, scale: tuple[float, float]) -> Tensor:
+def read_augmented(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, augment: Augment) -> Tensor:
     """A training view of a picture, uint8 (3, size, size), drawn from ``seed``."""
-    return random_crop(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed, scale)
+    return augment(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed)
+
+
+def _augment(config: Config) -> Augment:
+    data = config.data
+    return Augment(data.crop_scale, data.flip, data.color_jitter, data.rand_augment)
 
 
 def read_small(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
     """A picture as a tiny one shows it, uint8 (3, size, size)."""
-    return shrink(decode_image(shards.read(sample).image, shards.where(sample)), spec, seed >> 1)
+    return shrink(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed >> 1)
 
 
 def read_tokens(chosen: list[tuple[int, int, str]], tokenizer: Tokenizer) -> Tensor:

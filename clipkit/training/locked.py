@@ -8,7 +8,6 @@ what is new.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,9 +135,7 @@ def lock_images(
     store = _store(model.image, f"{sorted(model.picture.to_dict().items())} {'small' if small else ''}")
     keys: list[bytes | None] = []
     for i in range(len(shards)):
-        shard, at = shards.locate(i)
-        offset, size = (int(n) for n in shard.spans[at, 0])
-        keys.append(hashlib.blake2b(_read(shard.path, offset, size), digest_size=16).digest())
+        keys.append(hashlib.blake2b(shards.read_picture(i), digest_size=16).digest())
     missing = _share([i for i, key in enumerate(keys) if key is not None and key not in store], keys)
     reasons: dict[int, str] = {}
 
@@ -264,11 +261,3 @@ def _in_order(pool: ThreadPoolExecutor, run: Callable[[A], B], items: list[A], a
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(fd, size, offset)
-    finally:
-        os.close(fd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import Order, PairBatch, stream
+from clipkit.pairs import PairBatch, make_order, stream
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.training.checkpoint import (
     State,
@@ -33,8 +32,9 @@ from clipkit.training.data import Readers
 from clipkit.training.kept import checkpoint_of, prune
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
-from clipkit.training.quarantine import check_bad, log_bad, logged_bad
-from clipkit.training.run import Metrics
+from clipkit.training.quarantine import QUARANTINE, check_bad, log_bad, logged_bad
+from clipkit.training.receipts import Counts, Receipts, summary
+from clipkit.training.run import Metrics, cut_lines
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 from clipkit.training.strategy import collect, distribute, optimizer_state, whole
@@ -90,6 +90,7 @@ class Trainer:
     _evaluated: int = 0
     _bad: set[str] = field(default_factory=set)
     _trained: DualEncoder = field(init=False)
+    _counts: Counts = field(default_factory=dict)
 
     @property
     def final_split(self) -> str | None:
@@ -138,11 +139,15 @@ class Trainer:
         optimizer = make_optimizer(self._trained, config.optim)
         if self.resume is not None:
             load_optimizer(optimizer, self.resume)
-        self._bad = logged_bad(self.run)
+        self._bad = logged_bad(self.run, start)
         metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
+        if metrics:
+            cut_lines(self.run / QUARANTINE, start)
+        order = make_order(shards, config.run.seed)
+        self._receipts = Receipts(self.run, shards, order, self.accelerator, start, self._counts)
         batches = stream(
             self.readers.train,
-            Order(shards.sizes, config.run.seed),
+            order,
             config.optim.batch_size,
             start=start,
             stop=steps,
@@ -161,7 +166,7 @@ class Trainer:
             self._save(start, optimizer)
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
-            for batch in _closing(batches):
+            for batch in batches:
                 rate = learning_rate(step, steps, warmup, config.optim.lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -177,8 +182,12 @@ class Trainer:
                     config.optim,
                     self.arithmetic.autocast,
                 )
-                self._quarantine(batch)
+                self._quarantine(batch, step + 1)
+                self._receipts.count(batch)
                 step += 1
+                size = config.optim.batch_size
+                for receipt in self._receipts.close((step - 1) * size, step * size, step):
+                    self.console.say(summary(receipt), detail=True)
                 if step % config.run.log_every == 0 or step in (start + 1, steps):
                     now = time.perf_counter()
                     self._seconds += now - since
@@ -211,6 +220,7 @@ class Trainer:
                 f"--train-data, or start a new run with --output"
             )
         load_weights(self.model, self.resume)
+        self._counts = state.receipts
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
         if self._best and checkpoint_of(self.run, self._best[1]) is None:
@@ -248,10 +258,18 @@ class Trainer:
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         collect(self._trained, self.model)
         moments = optimizer_state(optimizer)
+        counts = self._receipts.counts()
         if self.accelerator.is_main_process:
             fingerprint = self.readers.train.shards.fingerprint
             state = State(
-                step, fingerprint, self._best, self.arithmetic.to_dict(), self._seconds, self._evaluated, time.time()
+                step,
+                fingerprint,
+                self._best,
+                self.arithmetic.to_dict(),
+                self._seconds,
+                self._evaluated,
+                time.time(),
+                counts,
             )
             save_checkpoint(self.run, self.model, moments, state, self.config)
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
@@ -284,7 +302,7 @@ class Trainer:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
 
-    def _quarantine(self, batch: PairBatch) -> None:
+    def _quarantine(self, batch: PairBatch, step: int) -> None:
         """Log new bad samples; stop when there are too many. All processes decide alike."""
         new = {b.where: b for b in batch.bad if b.where not in self._bad}
         if self.accelerator.num_processes > 1:
@@ -296,7 +314,8 @@ class Trainer:
             return
         self._bad |= set(new)
         if self.accelerator.is_main_process:
-            log_bad(self.run, new.values())
+            log_bad(self.run, new.values(), step)
+            self._receipts.quarantine(new.values())
         self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
         count = len(self._bad)
         check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)
@@ -309,17 +328,3 @@ def _read_figures(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return figures if isinstance(figures, dict) else {}
-
-
-def _closing(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
-    """``batches``, with a worker's error as the one line that it is."""
-    try:
-        yield from batches
-    except ClipkitError:
-        raise
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise ClipkitError(
-                f"a reading process died ({str(error).splitlines()[0]}); lower --workers and use --resume auto"
-            ) from None
-        raise

@@ -8,20 +8,22 @@ from pathlib import Path
 from clipkit.errors import ClipkitError
 from clipkit.pairs import Bad, ShardSet
 from clipkit.training.console import Console
-from clipkit.training.run import append_lines, read_lines
+from clipkit.training.run import append_lines, lines_up_to
 
 QUARANTINE = "quarantine.jsonl"
 BAD_SHARE, BAD_COUNT = 0.01, 10  # more bad samples than both of these stop the run
 
 
-def log_bad(run: Path, bad: Iterable[Bad]) -> None:
-    """Append to the run's quarantine log."""
-    append_lines(run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason} for b in bad))
+def log_bad(run: Path, bad: Iterable[Bad], step: int = 0) -> None:
+    """Append to the run's quarantine log what was found to be bad in step ``step``."""
+    append_lines(
+        run / QUARANTINE, ({"sample": b.sample, "where": b.where, "reason": b.reason, "step": step} for b in bad)
+    )
 
 
-def logged_bad(run: Path) -> set[str]:
-    """Where the samples in the run's quarantine log are."""
-    return {str(record.get("where")) for record in read_lines(run / QUARANTINE)}
+def logged_bad(run: Path, start: int) -> set[str]:
+    """Where the samples are that the quarantine log names up to step ``start``: later steps are done again."""
+    return {str(line.get("where")) for line in lines_up_to(run / QUARANTINE, start)}
 
 
 def report_left_out(left_out: Sequence[Bad], shards: ShardSet, run: Path, console: Console) -> None:

@@ -104,6 +104,19 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         ) from None
 
 
+def cut_lines(path: Path, start: int) -> None:
+    """Cut off the records of later steps than ``start`` of a JSON-lines file, if there is one; one process does."""
+    if path.is_file():
+        kept = lines_up_to(path, start)
+        with atomic_write(path) as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept).encode())
+
+
+def lines_up_to(path: Path, start: int) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file up to step ``start``."""
+    return [line for line in read_lines(path) if line.get("step", 0) <= start]
+
+
 class Metrics:
     """``metrics.jsonl``: one JSON object per record, on disk as soon as it is written.
 
@@ -114,10 +127,11 @@ class Metrics:
 
     def __init__(self, run: Path, start: int) -> None:
         self.path = run / METRICS
-        kept = [line for line in read_metrics(run) if line.get("step", 0) <= start] if start else []
-        with atomic_write(self.path) as file:
-            for record in kept:
-                file.write((json.dumps(record) + "\n").encode())
+        if start:
+            cut_lines(self.path, start)
+        else:
+            with atomic_write(self.path):
+                pass
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""

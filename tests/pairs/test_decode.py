@@ -304,21 +304,31 @@ def test_normalize() -> None:
     assert got[:, :, 0, 0].tolist() == [[0.0, -1.0, -0.5], [1.0, 1.0, 0.0]]
 
 
+@pytest.mark.parametrize("size", [*SIZES, (1000, 700)], ids=str)
+def test_the_resize_is_torchvisions(size: tuple[int, int]) -> None:
+    """Bit for bit, of whole pictures and of crops, which are no dense tensors."""
+    image = decode_image(encoded(photo(*size), "JPEG"))
+    spec = PictureSpec(size=64, resize="squash")
+    bicubic = F.InterpolationMode.BICUBIC
+    for part in (image, image.contiguous(), image[:, 3:-2, 1:-5]):
+        assert torch.equal(fit(part, spec), F.resize(part, [64, 64], interpolation=bicubic, antialias=True))
+
+
 @pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
 def test_thin_pictures_are_not_blown_up(resize: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A strip of 1 x 20,000 pixels must not become one of 224 x 4,480,000 before its centre is cut out."""
     from clipkit.pairs import decode as module
 
     asked: list[int] = []
-    resize_really = module.F.resize
+    resize_really = module.interpolate
 
     def resize_spy(image: Tensor, size: list[int], **options: object) -> Tensor:
         asked.append(size[0] * size[1])
         if asked[-1] > 10_000_000:
-            return torch.zeros(3, 224, 224, dtype=torch.uint8)
+            return torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
         return resize_really(image, size, **options)
 
-    monkeypatch.setattr(module.F, "resize", resize_spy)
+    monkeypatch.setattr(module, "interpolate", resize_spy)
     spec = PictureSpec(size=224, resize=resize)  # type: ignore[arg-type]
     for shape in ((3, 1, 20_000), (3, 20_000, 1)):
         image = torch.zeros(shape, dtype=torch.uint8)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -135,6 +137,29 @@ def test_a_rate_that_blows_up_is_a_message(run_here: Any, tmp_path: Path, capsys
     status = run_here(tmp_path / "run", lr=1e30, grad_clip=0, warmup=0)
     assert status == 2
     assert "--lr" in one_line(capsys.readouterr().err)
+
+
+def test_a_killed_reading_process_is_replaced(run_here: Any, tmp_path: Path, monkeypatch: Any, steady: None) -> None:
+    """The run goes on with what it would have read, and ends with the same losses."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    assert run_here(tmp_path / "whole", epochs=2) == 0
+    killed: list[int] = []
+
+    def kill(*args: Any, **kwargs: Any) -> Any:
+        if len(killed) < 2:
+            for child in multiprocessing.active_children():
+                killed.append(child.pid or 0)
+                os.kill(killed[-1], signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", kill)
+    with pytest.warns(UserWarning, match="replaced"):
+        assert run_here(tmp_path / "run", epochs=2, workers=2) == 0
+    assert len(killed) >= 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from training_helpers import (
     start,
     steps,
     wait_for_step,
+    wait_until,
 )
 
 from clipkit.training.checkpoint import read_state
@@ -230,30 +235,104 @@ def test_ctrl_c_on_the_command_line(
     assert_same_weights(run / "checkpoints" / "step-36", whole / "checkpoints" / "step-36")
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments(basics: dict[str, Any], held_out: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """SIGKILL six times, at steps that are not known in advance, while checkpoints are being written."""
-    import random
-    import time
+def kill_within(process: Any, run: Path, seen: Callable[[], bool]) -> bool:
+    """SIGKILL as soon as ``seen``; whether the run was still going then."""
+    wait_until(seen, process)
+    going = process.poll() is None
+    kill_group(process, signal.SIGKILL)
+    process.communicate()
+    return going
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_moments(
+    basics: dict[str, Any], held_out: Path, tmp_path: Path, monkeypatch: Any, workers: int
+) -> None:
+    """SIGKILL twelve times at steps that are not known in advance, every other time while a checkpoint is written."""
     run = tmp_path / "run"
-    settings = settings_of(basics, run, held_out) | {"save_every": 2, "resume": "auto", "epochs": 30}
-    draw = random.Random(0)
-    deaths = 0
-    for _ in range(6):
+    settings = settings_of(basics, run, held_out)
+    settings |= {"save_every": 2, "resume": "auto", "epochs": 40, "eval_every": 40, "workers": workers}
+    draw = random.Random(workers)
+    deaths = inside = 0
+    for n in range(12):
         before = max((read_state(p).step for p in checkpoints(run)), default=0)
+        wanted = before + draw.randint(1, 7)
         process = start(settings)
-        if before < 75:
-            wait_for_step(run, before + draw.randint(3, 12), process)
-        time.sleep(draw.random() * 0.2)
-        deaths += process.poll() is None
-        kill_group(process, signal.SIGKILL)
-        process.communicate()
-        assert all(read_state(p) for p in checkpoints(run))
-    assert deaths >= 4, "the run was over before it could be killed"
+        wait_for_step(run, wanted, process)
+        if n % 2:
+            folder = run / "checkpoints"
+            deaths += kill_within(process, run, lambda folder=folder: any(folder.glob(".tmp-step-*")))
+            inside += any(folder.glob(".tmp-step-*"))
+        else:
+            moment = time.monotonic() + draw.random() * 0.2
+            deaths += kill_within(process, run, lambda moment=moment: time.monotonic() > moment)
+        assert all(read_state(p) for p in checkpoints(run)), "half a checkpoint"
+    assert deaths == 12 and inside >= 3, (deaths, inside)
     process = start(settings)
     status, _, err = finish(process)
     assert status == 0, err
-    whole = reference({**settings, "resume": None}, run, tmp_path / "whole", monkeypatch)
+    whole = reference({**settings, "resume": None, "workers": 0}, run, tmp_path / "whole", monkeypatch)
     assert losses(run) == losses(whole)
-    assert_same_weights(run / "checkpoints" / "step-90", whole / "checkpoints" / "step-90")
+    assert_same_weights(run / "checkpoints" / "step-120", whole / "checkpoints" / "step-120")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_killed_and_resumed_on_another_number_of_processes(
+    basics: dict[str, Any], held_out: Path, tmp_path: Path, monkeypatch: Any, before: int, after: int
+) -> None:
+    """The batches that are left are the same: sums are taken in another order, so losses agree to the last digits."""
+    run = tmp_path / "run"
+    launcher = {1: "python", 2: "torchrun 2"}
+    settings = {**settings_of(basics, run, held_out), "save_every": 2, "epochs": 8, "eval_every": 24, "resume": "auto"}
+    process = start(settings, launcher[before])
+    wait_for_step(run, 7, process)
+    kill_group(process, signal.SIGKILL)
+    process.communicate()
+    status, _, err = finish(start(settings, launcher[after]))
+    assert status == 0, err
+    whole = losses(reference({**settings, "resume": None}, run, tmp_path / "whole", monkeypatch))
+    mine = losses(run)
+    assert mine.keys() == whole.keys() and len(mine) == 24
+    assert max(abs(mine[step] - whole[step]) for step in mine) < 1e-3
+    receipts = [json.loads(line) for line in (run / "receipts.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["seen"], r["substituted"]) for r in receipts] == [(e, 60, 0) for e in range(8)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_and_is_emptied(
+    run_here: Any, small_disk: Path, tmp_path: Path, capsys: Any, basics: dict[str, Any]
+) -> None:
+    """A real full disk, in the middle of a checkpoint: one line, the earlier one whole, and the same end as without."""
+    assert run_here(tmp_path / "whole", save_every=2, keep_last=99) == 0
+    size = sum(p.stat().st_size for p in (tmp_path / "whole/checkpoints/step-2").iterdir())
+    stat = os.statvfs(small_disk)
+    free = stat.f_bavail * stat.f_frsize
+    run = small_disk / "run"
+    (small_disk / "ballast").write_bytes(bytes(max(0, free - int(2.6 * size))))
+    capsys.readouterr()
+    assert run_here(run, save_every=2, keep_last=99) == 2
+    said = one_line(capsys.readouterr().err)
+    assert "o space left" in said and "--resume auto" in said
+    left = steps(run)
+    assert left and max(left) < 12 and not list(run.rglob(".tmp*")), left
+    (small_disk / "ballast").unlink()
+    room = small_disk / "run"
+    assert run_here(room, save_every=2, keep_last=1, resume="auto") == 0
+    assert losses(room) == losses(tmp_path / "whole")
+    assert_same_weights(room / "checkpoints" / "step-12", tmp_path / "whole" / "checkpoints" / "step-12")

@@ -1,0 +1,147 @@
+"""``clipkit stream``: the order in which training reads shards, for everybody to see; and how fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from clipkit.errors import ClipkitError
+from clipkit.inputs import parse_flags
+
+if TYPE_CHECKING:  # a mistyped flag should not wait for torch
+    from torch import Tensor
+
+    from clipkit.pairs import PairBatch, PairReader
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The batches that training would read from shards: their keys, or samples per second without --keys."""
+
+    shards: tyro.conf.Positional[str]
+    """WebDataset shards as in --train-data: a folder, a tar, a pattern, a URL, or several sources A::B."""
+    train_weights: tuple[float, ...] = ()
+    """Weights of the sources A::B. Default: their numbers of samples."""
+    batch_size: int = 256
+    """Pairs of a global batch, over all ranks together."""
+    ranks: int = 1
+    """Training processes to read as, one after the other."""
+    workers: int = 0
+    """Reading processes of each rank."""
+    seed: int = 0
+    """The run's seed."""
+    from_step: int = 0
+    """The first step, counted from 0; nothing before it is read."""
+    steps: int = 10
+    """How many steps."""
+    keys: bool = False
+    """Print a line for each sample: step and key, in the order of the shards, the substitutes of bad ones in place."""
+    per_rank: bool = False
+    """With --keys: step, rank and key."""
+    captions: Literal["one", "all"] = "one"
+    """Captions of a sample, as in training."""
+    augment: Literal["none", "crop"] = "crop"
+    """Views of the pictures, when speed is measured."""
+    size: int = 224
+    """Side of the views in pixels."""
+
+    def run(self) -> None:
+        """Read, and print."""
+        for name in ("batch_size", "ranks", "steps", "size"):
+            if getattr(self, name) < 1:
+                raise ClipkitError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "from_step"):
+            if getattr(self, name) < 0:
+                raise ClipkitError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 0 or more")
+        reader = self._reader()
+        if self.keys:
+            self._print_keys(reader)
+        else:
+            self._measure(reader)
+
+    def _reader(self) -> PairReader:
+        from functools import partial
+
+        from clipkit.config import Config
+        from clipkit.pairs import Augment, PairReader, PictureSpec, join_shards
+        from clipkit.recipes import open_data
+        from clipkit.training.data import read_augmented, read_view
+
+        config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)
+        opened = [open_data(path, config, "train")[0] for path in self.shards.split("::")]
+        shards = join_shards(opened, self.train_weights) if len(opened) > 1 else opened[0]
+        spec = PictureSpec(size=self.size)
+        crop = self.augment == "crop" and not self.keys
+        picture = partial(read_augmented, spec=spec, augment=Augment()) if crop else partial(read_view, spec=spec)
+        return PairReader(shards, picture, _no_texts, self.seed, self.captions)
+
+    def _batches(self, reader: PairReader, rank: int) -> Iterator[PairBatch]:
+        from clipkit.pairs import make_order, stream
+
+        return stream(
+            reader,
+            make_order(reader.shards, self.seed),
+            self.batch_size,
+            start=self.from_step,
+            stop=self.from_step + self.steps,
+            rank=rank,
+            world=self.ranks,
+            workers=self.workers,
+        )
+
+    def _print_keys(self, reader: PairReader) -> None:
+        ranks = [self._batches(reader, rank) for rank in range(self.ranks)]
+        bad: dict[str, str] = {}
+        for step, pieces in enumerate(zip(*ranks, strict=True), start=self.from_step):
+            for rank, piece in enumerate(pieces):
+                bad |= {b.where: b.reason for b in piece.bad}
+                head = f"{step}\t{rank}" if self.per_rank else f"{step}"
+                print("\n".join(f"{head}\t{reader.shards.key(i)}" for i in piece.image_ids.tolist()))
+        for reason in bad.values():
+            print(f"clipkit: replaced {reason}", file=sys.stderr)
+
+    def _measure(self, reader: PairReader) -> None:
+        from clipkit.pairs import ShardSet
+
+        shards: ShardSet = reader.shards
+        print(
+            f"{shards.name}: {len(shards):,} samples in {len(shards.shards)} shard(s), fingerprint {shards.fingerprint}"
+        )
+        samples = bad = 0
+        begun, before = time.perf_counter(), _cpu_seconds()
+        first = 0.0
+        for rank in range(self.ranks):
+            for batch in self._batches(reader, rank):
+                first = first or time.perf_counter() - begun
+                samples += len(batch.image_ids)
+                bad += len(batch.bad)
+        seconds, cpu = time.perf_counter() - begun, _cpu_seconds() - before
+        print(
+            f"{samples:,} samples in {seconds:.2f} s: {samples / seconds:,.0f} samples/s, {samples / cpu:,.0f} per CPU "
+            f"second; first batch after {first:.2f} s; {bad} substituted"
+        )
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _no_texts(chosen: list[tuple[int, int, str]]) -> Tensor:
+    import torch
+
+    return torch.tensor([sample for sample, _, _ in chosen], dtype=torch.int64)
+
+
+def run(arguments: list[str]) -> int:
+    """Parse ``arguments`` and run the verb."""
+    verb: Stream = parse_flags(Stream, arguments, "clipkit stream")
+    verb.run()
+    return 0
