@@ -67,7 +67,8 @@ def _start(read: Callable[[Item], Batch], items: Sequence[Item], workers: int) -
     if before is not None:
         # torch's handler raises wherever the program happens to be, inside a training step for instance; without it
         # a death is noticed when the next batch is asked for, which is the place where something can be done.
-        signal.signal(signal.SIGCHLD, before)
+        of_torch = getattr(before, "__module__", "") == "torch.utils.data._utils.signal_handling"  # an earlier loader's
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else before)
     return batches
 
 

@@ -53,8 +53,12 @@ def test_a_process_that_is_killed_is_replaced_and_no_batch_is_lost(tmp_path: Pat
         assert read(read_in_workers(Dying(tmp_path, {3, 9}, number), range(14), 2)) == list(range(14))
 
 
-def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, quick: None) -> None:
-    """torch's own handler would raise right where the training is when the process ends."""
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, quick: None, earlier: bool) -> None:
+    """torch's own handler would raise right where the training is when the process ends; it is set for good by the
+    first loader of the program, which may be somebody else's."""
+    if earlier:
+        list(torch.utils.data.DataLoader(list(range(4)), num_workers=1))  # type: ignore[arg-type]
     made = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
