@@ -63,8 +63,8 @@ def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, qui
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for batch in read_in_workers(Dying(tmp_path, {4}), range(8), 2):
-            for _ in range(20):  # a step
-                time.sleep(0.005)
+            for _ in range(80):  # a step, longer than it takes the process to end
+                time.sleep(0.01)
             made.append(int(batch[0]))
     assert made == list(range(8))
 
