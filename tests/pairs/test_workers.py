@@ -54,9 +54,12 @@ def test_a_process_that_is_killed_is_replaced_and_no_batch_is_lost(tmp_path: Pat
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, quick: None, earlier: bool) -> None:
+def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
     """torch's own handler would raise right where the training is when the process ends; it is set for good by the
     first loader of the program, which may be somebody else's."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     if earlier:
         list(torch.utils.data.DataLoader(list(range(4)), num_workers=1))  # type: ignore[arg-type]
     made = []
