@@ -85,7 +85,7 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRE
     while position + BLOCK <= total:
         at = position - base
         if not 0 <= at <= len(buffer) - BLOCK:
-            near = position <= ahead * count
+            near = position < ahead * (count + 1)
             buffer, base, at = read(position, min(stretch if near else BLOCK, total - position)), position, 0
             if near and long_name is None and not pax:
                 run = plain_run(buffer)

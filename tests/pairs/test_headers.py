@@ -78,6 +78,13 @@ def test_special_members_in_between() -> None:
         assert len(scan(data, 1 << 14)[0]) == 40 + 123 * 2 - 3 + 3
 
 
+def test_headers_inside_a_body_are_data() -> None:
+    inner = make(many(20), tarfile.USTAR_FORMAT)
+    data = make([*many(10), ("inner.tar", inner), *many(10)], tarfile.USTAR_FORMAT)
+    assert scan(data, 1 << 14) == scan(data, -1)
+    assert len(scan(data, 1 << 14)[0]) == 41
+
+
 def test_a_name_behind_whose_end_something_is_left() -> None:
     data = bytearray(make(many(40), tarfile.USTAR_FORMAT))
     data[20:30] = b"leftovers!"
