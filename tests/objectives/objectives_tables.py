@@ -61,6 +61,9 @@ def features(kind: str, query_ids: Tensor, key_ids: Tensor, d: int = 16) -> tupl
         queries, keys = centre[q // 3], centre[k // 3]
     elif kind == "anti-aligned":  # a positive is the worst of all
         queries, keys = centre[q], -centre[k] + 0.1 * normal(len(k))
+    elif kind == "one far":  # all keys alike, and the last query on the other side
+        queries, keys = normal(len(q)), centre[:1] + 0.3 * normal(len(k))
+        queries[-1:] = -centre[:1]
     else:  # all scores near -scale
         queries, keys = (sign * centre[:1] + 0.3 * normal(len(i)) for sign, i in ((1, q), (-1, k)))
     return F.normalize(queries, dim=1), F.normalize(keys, dim=1)
