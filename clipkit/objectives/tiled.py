@@ -55,9 +55,11 @@ def sigmoid(c: Comparison, tiling: Tiling | None = None) -> Tensor:
 def _is_small(c: Comparison) -> bool:
     """Whether the dense form costs less: below this, walking takes longer than the arithmetic.
 
-    Only on one process: the tiled form's exchanges are fewer and smaller, and all ranks have to take the same.
+    Only on one process: the tiled form's exchanges are fewer and smaller, and all ranks have to take the same. And not
+    under autocast, which would reach the dense form's products if the backward pass is called there too.
     """
-    return world_size() == 1 and len(c.queries) * len(c.keys) <= 1 << 17
+    apart = world_size() > 1 or torch.is_autocast_enabled(c.queries.device.type)
+    return not apart and len(c.queries) * len(c.keys) <= 1 << 17
 
 
 def _scale(c: Comparison) -> Tensor:

@@ -1,126 +1,240 @@
-"""Run by test_ranks.py in a process of its own: every case on 2, 3 and 4 gloo processes and on one.
+"""Run by test_ranks.py in a process of its own: every case on 1, 2, 3 and 4 gloo processes.
 
-    python ranks_worker.py FOLDER
+    python ranks_worker.py FOLDER [full]
 
 The parent imports clipkit once and forks before any tensor is made, so that four processes cost one import. Results
-go to FOLDER/results-W-RANK.pt: for each case the loss, DDP's averaged gradients and the collectives called.
+go to FOLDER/results-W-RANK.pt, by the name of the case.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ranks_counting
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from objectives_tables import TILINGS, table
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.encoders import Embeddings
-from clipkit.objectives import compare, infonce, sigmoid
+from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, infonce, sigmoid, tiled
 from clipkit.objectives import exchange as exchange_module
 from clipkit.objectives.exchange import gather_rows, row_counts, sum_over_ranks
 from clipkit.pairs.order import piece
 
 LOSSES = {"infonce": infonce, "sigmoid": sigmoid}
 WORLDS = (1, 2, 3, 4)
+WAYS: dict[str, tuple[Any, Tiling | None]] = {
+    "gather, ragged": ("gather", Tiling(rows=2, columns=3, keep_bytes=100)),
+    "gather": ("gather", None),
+    "ring, ragged": ("ring", Tiling(rows=2, columns=3, keep_bytes=0)),
+    "ring": ("ring", None),
+}
 # image ids, text ids, and whether a rank takes its pictures' texts or any even piece of all texts
 CASES: dict[str, tuple[list[int], list[int], bool]] = {
     "pairs": (list(range(9)), list(range(9)), True),
     "as few as ranks": (list(range(4)), list(range(4)), True),
+    "fewer than ranks": ([0, 1], [0, 1], True),
     "captions": ([0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 6], True),
     "positives elsewhere": ([0, 1, 0, 1, 2, 2, 0, 3, 3], [3, 2, 2, 1, 1, 1, 0, 0, 0, 3, 3], False),
     "no positives": ([0, 1, 2, 9, 8, 7, 6], [20, 21, 0, 22, 23, 24, 25, 2], False),
     "none at all": ([0, 1, 2, 3, 4], [20, 21, 22, 23, 24], False),
 }
+# features, ids, rows, and who has them
+TABLES = [
+    (features, ids, n, split)
+    for features, ids, n in [
+        ("random", "pairs", 13), ("random", "labels", 13), ("saturated", "captions", 13), ("orthonormal", "pairs", 13),
+        ("duplicates", "lonely", 13), ("anti-aligned", "pairs", 13), ("far from all keys", "captions", 13),
+        ("one far", "pairs", 13), ("random", "captions", 2), ("random", "all the same", 5), ("random", "pairs", 1),
+    ]
+    for split in ("even", "last")
+]  # fmt: skip
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+SCALES = (14.0, 100.0)
 
 
 class Model(nn.Module):
     """Two linear towers, enough to see whether every gradient is right."""
 
-    def __init__(self, scale: float, bias: bool) -> None:
+    def __init__(self, scale: float, bias: bool, dtype: torch.dtype = torch.float64, locked: str = "") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.image, self.text = (nn.Linear(6, 4, dtype=torch.float64) for _ in range(2))
-        self.log_scale = nn.Parameter(torch.tensor([scale], dtype=torch.float64).log())
+        self.image, self.text = (nn.Linear(6, 4, dtype=torch.float64).to(dtype) for _ in range(2))
+        if locked:
+            getattr(self, locked).requires_grad_(False)
+        self.log_scale = nn.Parameter(torch.tensor([scale], dtype=torch.float64).log().to(dtype))
         # a parameter that gets no gradient would stall DDP
-        self.bias = nn.Parameter(torch.tensor([-1.0], dtype=torch.float64)) if bias else None
+        self.bias = nn.Parameter(torch.tensor([-1.0], dtype=dtype)) if bias else None
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         unit_images, unit_texts = F.normalize(self.image(images), dim=-1), F.normalize(self.text(texts), dim=-1)
         return unit_images, unit_texts, self.log_scale, self.bias
 
 
-def part(case: str, rank: int, world: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def part(
+    case: str, rank: int, world: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """This rank's inputs and ids."""
     image_list, text_list, by_picture = CASES[case]
     image_ids, text_ids = torch.tensor(image_list), torch.tensor(text_list)
-    generator = torch.Generator().manual_seed(len(case))
-    images, texts = (torch.randn(len(i), 6, dtype=torch.float64, generator=generator) for i in (image_ids, text_ids))
+    generator = torch.Generator().manual_seed(len(case) + 100 * seed)
+    images, texts = (torch.randn(len(i), 6, dtype=torch.float32, generator=generator) for i in (image_ids, text_ids))
     rows = piece(len(image_ids), rank, world)
     if by_picture:
         columns = torch.isin(text_ids, image_ids[rows]).nonzero()[:, 0]
     else:
         columns = torch.arange(len(text_ids))[piece(len(text_ids), rank, world)]
-    return images[rows], texts[columns], image_ids[rows], text_ids[columns]
+    return images[rows].to(dtype), texts[columns].to(dtype), image_ids[rows], text_ids[columns]
 
 
-def step(case: str, loss: str, scale: float, rank: int, world: int) -> dict[str, Any]:
-    images, texts, image_ids, text_ids = part(case, rank, world)
-    module: nn.Module = Model(scale, bias=loss == "sigmoid")
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    whole = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return {n: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for n, g in whole.items()}
+
+
+def step(
+    case: str, loss: str, scale: float, way: str, rank: int, world: int, dtype: str = "float64", locked: str = ""
+) -> dict[str, Any]:
+    """One backward pass under DDP."""
+    images, texts, image_ids, text_ids = part(case, rank, world, DTYPES[dtype])
+    module: nn.Module = Model(scale, loss == "sigmoid", DTYPES[dtype], locked)
     wrapped = DistributedDataParallel(module) if world > 1 else module
-    embeddings = Embeddings(*wrapped(images, texts))
-    value = LOSSES[loss](compare(embeddings, image_ids, text_ids))
+    value = LOSSES[loss](compare(Embeddings(*wrapped(images, texts)), image_ids, text_ids, WAYS[way][0]), WAYS[way][1])
     value.backward()
-    gradients = {n: p.grad.clone() for n, p in module.named_parameters()}
-    return {"loss": value.detach(), "gradients": gradients}
+    return {"loss": value.detach(), "gradients": gradients(module)}
 
 
-def collectives(loss: str, pairs: int) -> dict[str, Any]:
-    """Calls of each collective and the most elements that one of them carried, without DDP's own."""
-    calls: Counter[str] = Counter()
-    largest = 0
-    kinds = {
-        "gather": ("all_gather", "all_gather_into_tensor", "all_gather_single"),
-        "scatter": ("reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single"),
-        "reduce": ("all_reduce",),
-        "other": ("all_gather_object", "broadcast", "all_to_all", "all_to_all_single", "reduce", "gather", "scatter"),
-    }
-    known = {getattr(dist, n): kind for kind, names in kinds.items() for n in names if hasattr(dist, n)}
+def optimizer_of(name: str, module: nn.Module) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+    return torch.optim.AdamW(module.parameters(), lr=0.02, weight_decay=0.1)
 
-    def counted(function: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal largest
-            calls[known[function]] += 1
-            largest = max([largest, *(a.numel() for a in arguments if isinstance(a, Tensor))])
-            return function(*arguments, **options)
 
-        return call
+def ten_steps(name: str, loss: str, way: str, rank: int, world: int, dtype: str) -> dict[str, Any]:
+    """Weights after ten steps, clipped for SGD."""
+    module: nn.Module = Model(8.0, loss == "sigmoid", DTYPES[dtype])
+    wrapped = DistributedDataParallel(module) if world > 1 else module
+    optimizer = optimizer_of(name, module)
+    for i in range(10):
+        images, texts, image_ids, text_ids = part("captions", rank, world, DTYPES[dtype], i)
+        c = compare(Embeddings(*wrapped(images, texts)), image_ids, text_ids, WAYS[way][0])
+        optimizer.zero_grad()
+        LOSSES[loss](c, WAYS[way][1]).backward()
+        if name == "sgd":
+            nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        optimizer.step()
+    return {"weights": {n: p.detach().clone() for n, p in module.named_parameters()}}
 
-    # where torch keeps them, and where clipkit may have bound them to a name of its own
-    places = [(m, n, f) for m in (dist, exchange_module) for n, f in vars(m).items() if _is_one_of(f, known)]
-    for module, name, function in places:
-        setattr(module, name, counted(function))
+
+def sharded(loss: str, way: str, world: int, rank: int) -> dict[str, Any]:
+    """As ``step``, with every parameter sharded (FSDP2)."""
+    images, texts, image_ids, text_ids = part("captions", rank, world)
+    module = Model(8.0, loss == "sigmoid")
+    fully_shard(module, mesh=init_device_mesh("cpu", (world,)))
+    c = compare(Embeddings(*module(images, texts)), image_ids, text_ids, WAYS[way][0])
+    value = LOSSES[loss](c, WAYS[way][1])
+    value.backward()
+    kinds = {n: isinstance(p, DTensor) for n, p in module.named_parameters()}
+    local = module.log_scale.to_local()  # type: ignore[operator]
+    found = {"loss": value.detach(), "gradients": gradients(module), "sharded": kinds, "local": local.numel()}
+    return found | {"grad": isinstance(module.log_scale.grad, DTensor)}
+
+
+def split(c: Comparison, how: str, rank: int, world: int) -> Comparison:
+    """A rank's rows of a table: even pieces, or everything on the last rank."""
+    if how == "even":
+        rows, columns = piece(len(c.queries), rank, world), piece(len(c.keys), rank, world)
+    else:
+        rows = columns = slice(None) if rank == world - 1 else slice(0)
+    own = replace(c, queries=c.queries[rows], keys=c.keys[columns])
+    return replace(own, query_ids=c.query_ids[rows], key_ids=c.key_ids[columns])
+
+
+def piece_of_table(c: Comparison, loss: str, way: str, mutation: str = "") -> dict[str, Any]:
+    """Loss and gradients of the features themselves, and how often the maxima were needed."""
+    own = replace(
+        c,
+        queries=c.queries.clone().requires_grad_(),
+        keys=c.keys.clone().requires_grad_(),
+        log_scale=c.log_scale.clone().requires_grad_(),
+        bias=None if c.bias is None else c.bias.clone().requires_grad_(),
+        exchange=WAYS[way][0],
+    )
+    calls, original = [0], tiled._maxima
+
+    def counted(*arguments: Any) -> Any:
+        calls[0] += 1
+        return original(*arguments)
+
+    tiled._maxima = counted
     try:
-        ids = torch.arange(pairs) + pairs * dist.get_rank()
-        features = [F.normalize(torch.randn(pairs, 4, dtype=torch.float64), dim=-1).requires_grad_() for _ in range(2)]
-        scale = torch.ones(1, dtype=torch.float64, requires_grad=True)
-        value = LOSSES[loss](compare(Embeddings(*features, scale, None), ids, ids))
-        forward = dict(calls)
-        calls.clear()
-        value.backward()
+        value = LOSSES[loss](own, WAYS[way][1])
+        with mutated(mutation):
+            value.backward()
     finally:
-        for module, name, function in places:
-            setattr(module, name, function)
-    return {"forward": forward, "backward": dict(calls), "largest": largest}
+        tiled._maxima = original
+    leaves = {n: getattr(own, n) for n in ("queries", "keys", "log_scale", "bias")}
+    return {"loss": value.detach(), "maxima": calls[0]} | {n: x.grad for n, x in leaves.items() if x is not None}
 
 
-def _is_one_of(value: Any, known: dict[Any, str]) -> bool:
-    return callable(value) and value.__hash__ is not None and value in known
+MUTATIONS = ("the factor W", "the columns", "the temperature", "the sum of the keys' gradients")
+
+
+class mutated:
+    """Within it the backward pass lacks something."""
+
+    def __init__(self, what: str) -> None:
+        walk_gradients, scatter = tiled._walk_gradients, exchange_module.scatter_sum
+
+        def without_columns(ctx: Any, *arguments: Any) -> Tensor:
+            ctx.ratio = torch.zeros_like(ctx.ratio)
+            return walk_gradients(ctx, *arguments)
+
+        self.places: list[tuple[Any, str, Any]] = {
+            "": [],
+            "the factor W": [(tiled, "world_size", lambda: 1)],
+            "the columns": [(tiled, "_walk_gradients", without_columns)],
+            "the temperature": [(tiled, "_walk_gradients", lambda *a: 0 * walk_gradients(*a))],
+            "the sum of the keys' gradients": [
+                (exchange_module, "scatter_sum", lambda g, n: g.split(n)[exchange_module.rank()] + 0 * scatter(g, n))
+            ],
+        }[what]
+
+    def __enter__(self) -> None:
+        self.before = [getattr(module, name) for module, name, _ in self.places]
+        for module, name, replacement in self.places:
+            setattr(module, name, replacement)
+
+    def __exit__(self, *_: object) -> None:
+        for (module, name, _), value in zip(self.places, self.before, strict=True):
+            setattr(module, name, value)
+
+
+def drop_in(name: str, rank: int, world: int) -> dict[str, Any]:
+    """open_clip's interface under DDP; pairs in uneven pieces."""
+    images, texts, _, _ = part("pairs", rank, world)
+    module: nn.Module = Model(8.0, name == "siglip")
+    wrapped = DistributedDataParallel(module) if world > 1 else module
+    unit_images, unit_texts, log_scale, bias = wrapped(images, texts)
+    if name == "clip":
+        loss: nn.Module = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+        value = loss(unit_images, unit_texts, log_scale.exp()[0])
+    else:
+        loss = SigLipLoss(rank=rank, world_size=world)
+        value = loss(unit_images, unit_texts, log_scale.exp(), bias, output_dict=True)["contrastive_loss"]
+    value.backward()
+    return {"loss": value.detach(), "gradients": gradients(module)}
 
 
 def exchange(rank: int, world: int) -> dict[str, Any]:
@@ -136,27 +250,59 @@ def exchange(rank: int, world: int) -> dict[str, Any]:
     return {"everyone": everyone.detach(), "grad": rows.grad, "total": total.detach(), "x_grad": x.grad}
 
 
-def rank_main(rank: int, folder: str) -> None:
+def cases(rank: int, world: int, full: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a world computes, by name: everything, or every kind once or twice."""
+    some = iter(range(1 << 30))  # of a list of n ways, every n-th case has the same
+    ways = list(WAYS)
+    for loss in LOSSES:
+        for case in CASES:
+            every = [(way, scale) for scale in (3.0, 100.0) for way in ways]
+            for way, scale in every if full else [every[next(some) % 8], every[next(some) % 8]]:
+                yield f"ddp/float64/{case}/{loss}/{scale:g}/{way}", step(case, loss, scale, way, rank, world)
+            way = ways[next(some) % 4]
+            yield f"ddp/float32/{case}/{loss}/14/{way}", step(case, loss, 14.0, way, rank, world, "float32")
+        for locked in ("image", "text"):
+            for way in ways if full else ways[1:3]:
+                yield f"locked/{locked}/{loss}/{way}", step("captions", loss, 8.0, way, rank, world, "float64", locked)
+        for name in ("sgd", "adamw"):
+            for way, dtype in (("gather, ragged", "float64"), ("ring", "float64"), ("gather", "float32")):
+                if full or (loss == "infonce") != (way == "ring"):
+                    yield f"{name}/{dtype}/{loss}/{way}", ten_steps(name, loss, way, rank, world, dtype)
+        for features, ids, n, how in TABLES:
+            for dtype in DTYPES:
+                every = [(way, scale) for scale in SCALES for way in ways]
+                for way, scale in every if full else [every[4 + next(some) % 4]]:
+                    c = table(features, ids, n, scale, -3.0 if loss == "sigmoid" else None, DTYPES[dtype])
+                    own = piece_of_table(split(c, how, rank, world), loss, way)
+                    yield f"table/{dtype}/{features}/{ids}/{n}/{how}/{loss}/{scale:g}/{way}", own
+    for name in ("clip", "siglip"):
+        yield f"drop-in/{name}", drop_in(name, rank, world)
+    if world > 1:
+        yield "exchange", exchange(rank, world)
+        for loss in LOSSES:
+            for way in ("gather", "ring"):
+                yield f"sharded/{loss}/{way}", sharded(loss, way, world, rank)
+                counts = [ranks_counting.collectives(LOSSES[loss], n, way) for n in (3, 40)]
+                yield f"collectives/{loss}/{way}", {"of": counts}
+            for mutation in MUTATIONS if loss == "infonce" else MUTATIONS[::3]:
+                c = table("random", "captions", 13, 14.0, -3.0 if loss == "sigmoid" else None)
+                own = piece_of_table(split(c, "even", rank, world), loss, "gather, ragged", mutation)
+                yield f"mutant/{mutation}/{loss}", own
+
+
+def rank_main(rank: int, folder: str, full: bool) -> None:
     torch.set_num_threads(1)
     for world in WORLDS:
         if rank >= world:
             continue
         if world > 1:
             dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
-        results: dict[str, Any] = {
-            f"{case}/{loss}/{scale:g}": step(case, loss, scale, rank, world)
-            for case in CASES
-            if len(CASES[case][0]) >= world
-            for loss in LOSSES
-            for scale in (3.0, 100.0)
-        }
+        results = dict(cases(rank, world, full))
         if world > 1:
-            results["exchange"] = exchange(rank, world)
-            results["collectives"] = {loss: [collectives(loss, n) for n in (3, 40)] for loss in LOSSES}
             dist.barrier()
             dist.destroy_process_group()
         torch.save(results, Path(folder) / f"results-{world}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    mp.start_processes(rank_main, args=(sys.argv[1],), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]
+    mp.start_processes(rank_main, args=(sys.argv[1], "full" in sys.argv), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]

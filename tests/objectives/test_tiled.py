@@ -1,0 +1,201 @@
+"""What the tiled losses have to keep whatever the numbers are: identities, symmetries, fall-back, precision switches."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from objectives_reference import LOSSES, Answer, answer, breaches, norm
+from objectives_tables import IDS, TILINGS, table
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkit.objectives import Comparison, Tiling, dense, tiled, walk
+
+RAGGED = TILINGS["recomputed"]
+
+
+def near(got: Answer, expected: Answer, tolerance: float = 1e-12) -> bool:
+    """Each tensor in norm; the tolerance is for numbers around 1."""
+    pairs = [(getattr(got, n), getattr(expected, n)) for n in ("value", "queries", "keys", "log_scale", "bias")]
+    return all(norm(g - e) <= tolerance * max(norm(e), 1) for g, e in pairs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 13])
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck_on_ragged_tiles(loss: str, ids: str, n: int) -> None:
+    c = table("random", ids, n, 3.0, -0.7)
+    if not (n and len(c.keys)):
+        pytest.skip("an empty table has no gradient to check")
+
+    def value(queries: Tensor, keys: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
+        # three features: finite differences take two evaluations for every number
+        own = replace(c, queries=F.normalize(queries, dim=1), keys=F.normalize(keys, dim=1))
+        return LOSSES[loss](replace(own, log_scale=log_scale, bias=bias), RAGGED)
+
+    inputs = [x.clone().requires_grad_() for x in (c.queries[:, :3], c.keys[:, :3], c.log_scale, c.bias)]  # type: ignore[index]
+    assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", ["random", "duplicates", "anti-aligned"])
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_temperatures_gradient_is_that_of_the_features(loss: str, ids: str, features: str) -> None:
+    """Euler: s dL/ds = sum <I, dI> = sum <T, dT>; the bias has no part in it."""
+    c = table(features, ids, 13, 14.0, -2.0)
+    got = answer(LOSSES[loss], c, RAGGED)
+    for side, grad in ((c.queries, got.queries), (c.keys, got.keys)):
+        assert float((side.numpy() * grad).sum()) == pytest.approx(float(got.log_scale[0]), rel=1e-11, abs=1e-12)
+
+
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("features", ["random", "far from all keys"])
+def test_sides_order_and_tiles_do_not_matter(features: str, loss: str, ids: str) -> None:
+    function, c = LOSSES[loss], table(features, ids, 13, 14.0, -2.0)
+    straight = answer(function, c, RAGGED)
+    for rows, columns, kept in ((1, 1, 0), (3, 100, 400), (100, 2, 0), (13, 13, 1 << 20)):
+        assert near(answer(function, c, Tiling(rows, columns, kept)), straight)
+
+    generator = torch.Generator().manual_seed(9)
+    rows_Q, columns_K = (torch.randperm(len(x), generator=generator) for x in (c.queries, c.keys))
+    moved = replace(c, queries=c.queries[rows_Q], keys=c.keys[columns_K])
+    moved = replace(moved, query_ids=c.query_ids[rows_Q], key_ids=c.key_ids[columns_K])
+    back = answer(function, moved, RAGGED)
+    order = (rows_Q.argsort().numpy(), columns_K.argsort().numpy())
+    assert near(replace(back, queries=back.queries[order[0]], keys=back.keys[order[1]]), straight)
+
+    turned = Comparison(c.keys, c.queries, c.key_ids, c.query_ids, c.log_scale, c.bias)
+    back = answer(function, turned, RAGGED)
+    factor = 1.0 if loss == "infonce" else len(c.keys) / len(c.queries)  # the sigmoid's divisor is the queries' number
+    back = Answer(*(factor * x for x in (back.value, back.keys, back.queries, back.log_scale, back.bias)))
+    assert near(back, straight)
+
+
+@pytest.mark.parametrize("tiling", ["recomputed", "kept"])
+@pytest.mark.parametrize("features", ["random", "far from all keys"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_from_above_is_passed_on_as_often_as_it_comes(loss: str, features: str, tiling: str) -> None:
+    function, c = LOSSES[loss], table(features, "captions", 13, 100.0, -2.0)
+    one, other = answer(function, c, TILINGS[tiling]), answer(function, c, TILINGS[tiling], upstream=-2.5)
+    assert near(replace(other, value=one.value), Answer(one.value, *(-2.5 * g for g in _gradients(one))))
+
+    leaves = [x.clone().requires_grad_() for x in (c.queries, c.keys, c.log_scale)]
+    value = function(replace(c, queries=leaves[0], keys=leaves[1], log_scale=leaves[2]), TILINGS[tiling])
+    first = torch.autograd.grad(value, leaves, retain_graph=True)
+    kept = [g.clone() for g in first]
+    second = torch.autograd.grad(value, leaves)
+    assert all(torch.equal(a, b) and torch.equal(a, k) for a, b, k in zip(first, second, kept, strict=True))
+
+
+def _gradients(x: Answer) -> tuple[object, ...]:
+    return x.queries, x.keys, x.log_scale, x.bias
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_what_is_asked_for_gets_a_gradient(loss: str, wanted: int) -> None:
+    """A locked tower, a fixed temperature: the others' gradients stay what they are."""
+    c = table("random", "captions", 13, 14.0, -2.0)
+    tensors = [c.queries.clone(), c.keys.clone(), c.log_scale.clone(), torch.full((1,), -2.0, dtype=torch.float64)]
+    tensors[wanted].requires_grad_()
+    LOSSES[loss](Comparison(tensors[0], tensors[1], c.query_ids, c.key_ids, *tensors[2:]), RAGGED).backward()
+    assert [x.grad is not None for x in tensors] == [i == wanted for i in range(4)]
+    got, expected = tensors[wanted].grad, _gradients(answer(LOSSES[loss], c, RAGGED))[wanted]
+    assert got is not None and norm(got.numpy() - expected) <= 1e-13  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_gradients(loss: str) -> None:
+    c = table("random", "captions", 13, 14.0, -2.0)
+    leaf = replace(c, queries=c.queries.clone().requires_grad_())
+    with torch.no_grad():
+        value = LOSSES[loss](leaf, RAGGED)
+    assert not value.requires_grad and torch.equal(value, LOSSES[loss](leaf, RAGGED).detach())
+    assert torch.equal(value, LOSSES[loss](c, RAGGED))
+
+
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_fade_are_taken_from_each_rows_own_maximum(
+    monkeypatch: pytest.MonkeyPatch, ids: str, dtype: torch.dtype
+) -> None:
+    """Every score is near -scale: with one constant for all, every sum would be exp(-1.8 scale) of the largest float."""
+    c = table("far from all keys", ids, 13, 100.0 if dtype == torch.float32 else 900.0, dtype=dtype)
+    calls = []
+    original = tiled._maxima
+    monkeypatch.setattr(tiled, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
+    for name in ("recomputed", "partly kept", "kept"):
+        assert not breaches(LOSSES["infonce"], c, answer(LOSSES["infonce"], c, TILINGS[name]))
+    assert len(calls) == 3
+    answer(LOSSES["infonce"], replace(c, log_scale=torch.ones(1, dtype=dtype)), RAGGED)
+    assert len(calls) == 3, "a second pass over the table where none is needed"
+
+
+def test_one_faded_row_or_column_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = table("random", "pairs", 13, 100.0, dtype=torch.float32)
+    calls = []
+    original = tiled._maxima
+    monkeypatch.setattr(tiled, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
+    for side in ("queries", "keys"):
+        others = (c.keys if side == "queries" else c.queries).double()
+        # as far as possible from all of the other side
+        lonely = torch.linalg.lstsq(others, -torch.ones(13, 1, dtype=torch.float64)).solution[:, 0]
+        rows = getattr(c, side).clone()
+        rows[5] = F.normalize(lonely, dim=0).float()
+        own = replace(c, **{side: 3 * rows})
+        before = len(calls)
+        assert not breaches(LOSSES["infonce"], own, answer(LOSSES["infonce"], own, RAGGED))
+        assert len(calls) == before + 1
+
+
+def test_small_tables_are_made_and_large_ones_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("dense")
+
+    for loss in LOSSES:
+        monkeypatch.setattr(dense, loss, refuse)
+        with pytest.raises(AssertionError, match="dense"):
+            LOSSES[loss](table("random", "pairs", 30, 14.0, dtype=torch.float32))
+        large = table("random", "pairs", 1024, 14.0, dtype=torch.float32)
+        assert float(LOSSES[loss](large)) > 0
+        monkeypatch.undo()
+        torch.testing.assert_close(LOSSES[loss](large), getattr(dense, loss)(large), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("q", "k"), [(0, 0), (0, 5), (5, 0)])
+def test_an_empty_table_has_a_finite_loss(loss: str, q: int, k: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        for tiling in TILINGS.values():
+            queries, keys = torch.ones(q, 3, dtype=dtype), torch.ones(k, 3, dtype=dtype)
+            c = Comparison(queries, keys, torch.arange(q), torch.arange(k), torch.zeros(1, dtype=dtype))
+            if q or loss == "infonce":
+                got = answer(LOSSES[loss], c, tiling)
+                assert got.value == 0 and norm(got.queries) == norm(got.keys) == norm(got.log_scale) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_tf32_is_off_for_scores_and_as_it_was_afterwards(precision: str, fails: bool) -> None:
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 has a new name, and refuses to read the old one where the two are set apart
+    name, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        setting = getattr(matmul, name)
+        assert (setting == on) == (precision == "high")
+        with suppress(KeyError), walk.exact_scores(torch.device("cuda")):
+            assert getattr(matmul, name) != on
+            if fails:
+                raise KeyError
+        assert getattr(matmul, name) == setting
+        assert torch.get_float32_matmul_precision() == precision
+        with walk.exact_scores(torch.device("cpu")):
+            assert getattr(matmul, name) == setting, "no business of a CPU's"
+    finally:
+        torch.set_float32_matmul_precision(before)
