@@ -47,13 +47,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
+@pytest.fixture
+def another_loader() -> Iterator[None]:
+    """Somebody else's loader has installed torch's handler in this process."""
+    before = signal.getsignal(signal.SIGCHLD)
+    utils = torch.utils.data._utils.signal_handling
+    utils._SIGCHLD_handler_set = False
+    list(torch.utils.data.DataLoader([1, 2], num_workers=1))
+    assert signal.getsignal(signal.SIGCHLD) is not before
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_process_that_is_killed_is_replaced_and_no_batch_is_lost(tmp_path: Path, quick: None, number: int) -> None:
     with pytest.warns(UserWarning, match="replaced"):
         assert read(read_in_workers(Dying(tmp_path, {3, 9}, number), range(14), 2)) == list(range(14))
 
 
-def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, quick: None) -> None:
+def test_a_death_in_the_middle_of_a_step_does_not_disturb_it(tmp_path: Path, quick: None, another_loader: None) -> None:
     """torch's own handler would raise right where the training is when the process ends."""
     made = []
     with warnings.catch_warnings():
