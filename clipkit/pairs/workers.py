@@ -61,13 +61,20 @@ def _start(read: Callable[[Item], Batch], items: Sequence[Item], workers: int) -
         pin_memory=False,
         generator=torch.Generator(),  # of seeds that nothing uses: the global one stays where it is
     )
+    return start_quietly(loader)
+
+
+def start_quietly(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches, without torch's handler of the death of a process.
+
+    It raises wherever the program happens to be, inside a training step for instance; without it a death is noticed
+    when the next batch is asked for, which is the place where something can be done.
+    """
     in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if in_main else None
     batches = iter(loader)
     if before is not None:
-        # torch's handler raises wherever the program happens to be, inside a training step for instance; without it
-        # a death is noticed when the next batch is asked for, which is the place where something can be done.
-        of_torch = getattr(before, "__module__", "") == "torch.utils.data._utils.signal_handling"  # an earlier loader's
+        of_torch = getattr(before, "__module__", "").startswith("torch.")  # another loader was there first
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else before)
     return batches
 
