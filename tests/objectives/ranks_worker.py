@@ -18,7 +18,7 @@ import ranks_counting
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from objectives_tables import TILINGS, table
+from objectives_tables import table
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

@@ -169,7 +169,7 @@ def test_a_locked_tower_takes_nothing_from_the_other(found: Found, world: int) -
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weights_after_ten_steps(found: Found, world: int, optimizer: str) -> None:
-    """Adam divides noise by noise where a gradient is 0, so its weights are compared all together, in float32 to 1e-4."""
+    """Adam divides noise by noise where a gradient is 0, so its weights are compared together, in float32 to 1e-4."""
     for name, (dtype, loss, _), ranks in of_kind(found, world, optimizer):
         module = worker.Model(8.0, loss == "sigmoid", worker.DTYPES[dtype]).double()
         before = {n: p.detach().clone() for n, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""What the tiled losses have to keep whatever the numbers are: identities, symmetries, fall-back, precision switches."""
+"""What the tiled losses keep whatever the numbers are: identities, symmetries, fall-back, precision switches."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_without_gradients(loss: str) -> None:
 def test_sums_that_fade_are_taken_from_each_rows_own_maximum(
     monkeypatch: pytest.MonkeyPatch, ids: str, dtype: torch.dtype
 ) -> None:
-    """Every score is near -scale: with one constant for all, every sum would be exp(-1.8 scale) of the largest float."""
+    """Every score is near -scale: with one constant, every sum would be exp(-1.8 scale) of the largest float."""
     c = table("far from all keys", ids, 13, 100.0 if dtype == torch.float32 else 900.0, dtype=dtype)
     calls = []
     original = tiled._maxima
