@@ -38,9 +38,7 @@ def long(x: Tensor) -> Table:
     return x.detach().double().numpy().astype(np.longdouble)
 
 
-def reference(
-    loss: Loss, c: Comparison, scores: Table | None = None, centred: bool = True
-) -> tuple[Answer, Answer]:
+def reference(loss: Loss, c: Comparison, scores: Table | None = None, centred: bool = True) -> tuple[Answer, Answer]:
     """The loss of a table with its gradients, and the sums of what is added up to them, without signs.
 
     Args:

@@ -28,7 +28,9 @@ def features(n: int = 9, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return [F.normalize(torch.randn(n, 6, generator=generator, dtype=torch.float64), dim=1).to(dtype) for _ in range(2)]
 
 
-def run(loss: nn.Module, inputs: list[Tensor], scale: float, bias: float | None, shape: tuple[int, ...]) -> list[Tensor]:
+def run(
+    loss: nn.Module, inputs: list[Tensor], scale: float, bias: float | None, shape: tuple[int, ...]
+) -> list[Tensor]:
     """Value and gradients of features, scale and bias."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     leaves += [torch.full(shape, x, dtype=inputs[0].dtype, requires_grad=True) for x in (scale, bias) if x is not None]
@@ -104,13 +106,13 @@ def test_what_does_not_fit_is_refused_in_one_line(name: str, monkeypatch: pytest
     images, texts = features()
     scale, bias = torch.tensor(10.0), torch.tensor(-3.0)
     for a, b in ((images, texts[:5]), (images[:, :3], texts), (images[0], texts[0]), (images[None], texts[None])):
-        with pytest.raises(ClipkitError, match="image_features .* text_features .*") as caught:
+        with pytest.raises(ClipkitError, match=r"image_features .* text_features .*") as caught:
             PAIRS[name]()(a, b, scale, bias)
         assert "\n" not in str(caught.value) and str(tuple(a.shape)) in str(caught.value)
-    with pytest.raises(ClipkitError, match="world_size=3.* 1 process"):
+    with pytest.raises(ClipkitError, match=r"world_size=3.* 1 process"):
         PAIRS[name](rank=0, world_size=3)(images, texts, scale, bias)
     monkeypatch.setattr(module, "world_size", lambda: 2)
-    with pytest.raises(ClipkitError, match="world_size=3.* 2 process"):
+    with pytest.raises(ClipkitError, match=r"world_size=3.* 2 process"):
         PAIRS[name](rank=0, world_size=3)(images, texts, scale, bias)
 
 
