@@ -78,15 +78,20 @@ class Comparison:
         first = sum(self.spread.key_counts[: rank()])
         return slice(first, first + len(self.keys))
 
-    def scores(self) -> Tensor:
+    def scores(self, dtype: torch.dtype | None = None) -> Tensor:
         """(q, K) scores exp(log_scale) <query, key> + bias of this rank's queries with everybody's keys.
 
         In float32 (float64 for float64 input) under any autocast, differentiable across ranks.
+
+        Args:
+            dtype: of everything after the inner products; by default theirs. The gradients of scale and bias are sums
+                over the whole table that all but cancel, and are then made in it too.
         """
         with torch.autocast(self.queries.device.type, enabled=False):
             queries, keys = widened(self.queries, gather_rows(self.keys, self.spread.key_counts))
-            scores = self.log_scale.exp().to(queries.dtype) * (queries @ keys.T)
-            return scores if self.bias is None else scores + self.bias.to(queries.dtype)
+            products = (queries @ keys.T).to(dtype or queries.dtype)
+            scores = self.log_scale.to(dtype).exp().to(products.dtype) * products
+            return scores if self.bias is None else scores + self.bias.to(products.dtype)
 
     def positives(self) -> Tensor:
         """(q, K) bool, True where query and key belong together."""

@@ -27,13 +27,12 @@ def infonce(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
 
     Args:
         c: the comparison.
-        dtype: of everything after the scores; by default theirs.
+        dtype: of everything after the inner products; by default theirs.
 
     Returns:
         () float, nonnegative.
     """
-    scores_QK, positive_QK = c.scores(), c.positives()
-    scores_QK = scores_QK if dtype is None else scores_QK.to(dtype)
+    scores_QK, positive_QK = c.scores(dtype), c.positives()
     top_Q = scores_QK.detach().amax(1) if scores_QK.shape[1] else scores_QK.new_zeros(len(scores_QK))
     sums_Q = _sums(scores_QK, positive_QK, top_Q[:, None], 1)
     rows_Q, _ = cross_entropies(top_Q, *sums_Q)
@@ -49,16 +48,19 @@ def infonce(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
     return global_mean(0.5 * (rows_Q.sum() / n_rows + columns_K[c.own_keys].sum() / n_columns))
 
 
-def sigmoid(c: Comparison) -> Tensor:
+def sigmoid(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): every cell is a yes-or-no question.
 
     The sum over all cells of -log sigmoid(z s), z = 1 for a positive and -1 for the rest, divided by the number of
     queries in the global batch.
 
+    Args:
+        c, dtype: as of ``infonce``.
+
     Returns:
         () float, nonnegative.
     """
-    scores_QK = c.scores()
+    scores_QK = c.scores(dtype)
     signs_QK = c.positives().to(scores_QK.dtype) * 2 - 1
     return global_mean(F.softplus(-signs_QK * scores_QK, threshold=50).sum() / sum(c.spread.query_counts))
 

@@ -40,15 +40,14 @@ def infonce(c: Comparison, tiling: Tiling | None = None) -> Tensor:
         rank's share, as DDP and FSDP average over ranks.
     """
     if tiling is None and _is_small(c):
-        loss = dense.infonce(c, wide(c.queries.device))
-        return loss if torch.float64 in (c.queries.dtype, c.keys.dtype) else loss.float()
+        return _narrow(dense.infonce(c, wide(c.queries.device)), c)
     return _InfoNCE.apply(c.queries, c.keys, _scale(c), c.bias, Walk(c, tiling))
 
 
 def sigmoid(c: Comparison, tiling: Tiling | None = None) -> Tensor:
     """Pairwise sigmoid loss; see ``clipkit.objectives.dense.sigmoid``. Arguments and result as of ``infonce``."""
     if tiling is None and _is_small(c):
-        return dense.sigmoid(c)
+        return _narrow(dense.sigmoid(c, wide(c.queries.device)), c)
     return _Sigmoid.apply(c.queries, c.keys, _scale(c), c.bias, Walk(c, tiling), torch.is_grad_enabled())
 
 
@@ -64,8 +63,12 @@ def _is_small(c: Comparison) -> bool:
 
 def _scale(c: Comparison) -> Tensor:
     """(1,) as the scores use it, from an exp in float64: float32's is off by more than a score's last bit."""
-    scale = c.log_scale.to(wide(c.queries.device)).exp()
-    return scale if torch.float64 in (c.queries.dtype, c.keys.dtype) else scale.float()
+    return _narrow(c.log_scale.to(wide(c.queries.device)).exp(), c)
+
+
+def _narrow(x: Tensor, c: Comparison) -> Tensor:
+    """``x`` in the dtype of the scores."""
+    return x if torch.float64 in (c.queries.dtype, c.keys.dtype) else x.float()
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,9 @@ class _InfoNCE(torch.autograd.Function):
         everyone = blocks.keys if isinstance(blocks, Gathered) and world_size() > 1 else None
         ctx.save_for_backward(queries, keys, scale, bias, everyone)
         ctx.walk, ctx.shift, ctx.rows, ctx.columns, ctx.kept = walk, shift, rows, columns, kept
-        ctx.n_rows, ctx.ratio, ctx.center = n_rows, n_rows / n_columns, center / scale.reshape(())
+        ctx.n_rows, ctx.ratio = n_rows, n_rows / n_columns
+        # a number that the products' dtype holds, so that the same is taken off the positives and the negatives
+        ctx.center = (center / scale.reshape(())).to(wide_queries.dtype).to(center.dtype)
         return loss.to(wide_queries.dtype)
 
     @staticmethod

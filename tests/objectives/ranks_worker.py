@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.encoders import Embeddings
-from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, infonce, sigmoid, tiled
+from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, dense, infonce, sigmoid, tiled
 from clipkit.objectives import exchange as exchange_module
 from clipkit.objectives.exchange import gather_rows, row_counts, sum_over_ranks
 from clipkit.pairs.order import piece
@@ -40,6 +40,7 @@ WAYS: dict[str, tuple[Any, Tiling | None]] = {
     "ring, ragged": ("ring", Tiling(rows=2, columns=3, keep_bytes=0)),
     "ring": ("ring", None),
 }
+DENSE = {"infonce": dense.infonce, "sigmoid": dense.sigmoid}
 # image ids, text ids, and whether a rank takes its pictures' texts or any even piece of all texts
 CASES: dict[str, tuple[list[int], list[int], bool]] = {
     "pairs": (list(range(9)), list(range(9)), True),
@@ -161,16 +162,23 @@ def split(c: Comparison, how: str, rank: int, world: int) -> Comparison:
     return replace(own, query_ids=c.query_ids[rows], key_ids=c.key_ids[columns])
 
 
+def with_gradients(c: Comparison, exchange: Any) -> Comparison:
+    tensors = {n: getattr(c, n) for n in ("queries", "keys", "log_scale", "bias")}
+    leaves = {n: x if x is None else x.clone().requires_grad_() for n, x in tensors.items()}
+    return replace(c, exchange=exchange, **leaves)
+
+
+def dense_piece(c: Comparison, loss: str) -> dict[str, Any]:
+    """As ``piece_of_table``, of the loss that makes the table."""
+    own = with_gradients(c, "gather")
+    value = DENSE[loss](own)
+    value.backward()
+    return answers(own, value)
+
+
 def piece_of_table(c: Comparison, loss: str, way: str, mutation: str = "") -> dict[str, Any]:
     """Loss and gradients of the features themselves, and how often the maxima were needed."""
-    own = replace(
-        c,
-        queries=c.queries.clone().requires_grad_(),
-        keys=c.keys.clone().requires_grad_(),
-        log_scale=c.log_scale.clone().requires_grad_(),
-        bias=None if c.bias is None else c.bias.clone().requires_grad_(),
-        exchange=WAYS[way][0],
-    )
+    own = with_gradients(c, WAYS[way][0])
     calls, original = [0], tiled._maxima
 
     def counted(*arguments: Any) -> Any:
@@ -184,8 +192,12 @@ def piece_of_table(c: Comparison, loss: str, way: str, mutation: str = "") -> di
             value.backward()
     finally:
         tiled._maxima = original
+    return {"maxima": calls[0]} | answers(own, value)
+
+
+def answers(own: Comparison, value: Tensor) -> dict[str, Any]:
     leaves = {n: getattr(own, n) for n in ("queries", "keys", "log_scale", "bias")}
-    return {"loss": value.detach(), "maxima": calls[0]} | {n: x.grad for n, x in leaves.items() if x is not None}
+    return {"loss": value.detach()} | {n: x.grad for n, x in leaves.items() if x is not None}
 
 
 MUTATIONS = ("the factor W", "the columns", "the temperature", "the sum of the keys' gradients")
@@ -275,6 +287,9 @@ def cases(rank: int, world: int, full: bool) -> Iterator[tuple[str, dict[str, An
                     c = table(features, ids, n, scale, -3.0 if loss == "sigmoid" else None, DTYPES[dtype])
                     own = piece_of_table(split(c, how, rank, world), loss, way)
                     yield f"table/{dtype}/{features}/{ids}/{n}/{how}/{loss}/{scale:g}/{way}", own
+        for features, ids, n, how in TABLES[:4] + TABLES[-6:]:
+            c = table(features, ids, n, 14.0, -3.0 if loss == "sigmoid" else None)
+            yield f"dense/{features}/{ids}/{n}/{how}/{loss}", dense_piece(split(c, how, rank, world), loss)
     for name in ("clip", "siglip"):
         yield f"drop-in/{name}", drop_in(name, rank, world)
     if world > 1:

@@ -129,6 +129,16 @@ def test_every_kind_of_table_in_uneven_pieces(found: Found, world: int) -> None:
         assert not bad, (name, bad)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_dense_losses_too(found: Found, world: int) -> None:
+    """What the tiled are documented by holds on many processes as well."""
+    for name, (features, ids, n, _, loss), ranks in of_kind(found, world, "dense"):
+        c = table(features, ids, int(n), 14.0, -3.0 if loss == "sigmoid" else None)
+        got = assembled(ranks, world)
+        bad = breaches(LOSSES[loss], c, got, dense=True)
+        assert not bad, (name, bad)
+
+
 def assembled(ranks: list[dict[str, Any]], world: int) -> Answer:
     """One answer from every rank's piece, as averaging over ranks gives it."""
     mean = [sum(long(r[n]) for r in ranks) / world for n in ("log_scale", "bias") if n in ranks[0]]
@@ -169,7 +179,7 @@ def test_a_locked_tower_takes_nothing_from_the_other(found: Found, world: int) -
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weights_after_ten_steps(found: Found, world: int, optimizer: str) -> None:
-    """Adam divides noise by noise where a gradient is 0, so its weights are compared together, in float32 to 1e-4."""
+    """Adam divides noise by noise where a gradient is 0: its weights are compared all together, in float32 to 1e-4."""
     for name, (dtype, loss, _), ranks in of_kind(found, world, optimizer):
         module = worker.Model(8.0, loss == "sigmoid", worker.DTYPES[dtype]).double()
         before = {n: p.detach().clone() for n, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""What the tiled losses keep whatever the numbers are: identities, symmetries, fall-back, precision switches."""
+"""What the tiled losses keep whatever the numbers are: identities, symmetries, the fall-back, precision switches."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objectives_reference import LOSSES, Answer, answer, breaches, norm
+from objectives_reference import LOSSES, Answer, answer, breaches, norm, reference
 from objectives_tables import IDS, TILINGS, table
+from objectives_tables import ids as ids_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,7 +124,7 @@ def test_without_gradients(loss: str) -> None:
 def test_sums_that_fade_are_taken_from_each_rows_own_maximum(
     monkeypatch: pytest.MonkeyPatch, ids: str, dtype: torch.dtype
 ) -> None:
-    """Every score is near -scale: with one constant, every sum would be exp(-1.8 scale) of the largest float."""
+    """Every score is near -scale: with one constant for all, sums would be exp(-1.8 scale) of the largest float."""
     c = table("far from all keys", ids, 13, 100.0 if dtype == torch.float32 else 900.0, dtype=dtype)
     calls = []
     original = tiled._maxima
@@ -150,6 +151,40 @@ def test_one_faded_row_or_column_is_enough(monkeypatch: pytest.MonkeyPatch) -> N
         before = len(calls)
         assert not breaches(LOSSES["infonce"], own, answer(LOSSES["infonce"], own, RAGGED))
         assert len(calls) == before + 1
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 279, 280, 1000, 1 << 20])
+def test_tiles_are_kept_while_the_budget_lasts(monkeypatch: pytest.MonkeyPatch, keep_bytes: int) -> None:
+    """And what is kept is not computed again. A tile of 7 x 5 float64 has 280 bytes, the table 13 x 13 of them 1352."""
+    c = table("random", "pairs", 13, 14.0)
+    queries = c.queries.clone().requires_grad_()
+    value = LOSSES["infonce"](replace(c, queries=queries), Tiling(7, 5, keep_bytes))
+    kept = sum(x.untyped_storage().nbytes() for x in value.grad_fn.kept.values())  # type: ignore[union-attr]
+    assert kept <= keep_bytes and (kept > keep_bytes - 280 or kept == 1352)
+    calls = []
+    original = walk.Tile.products
+    monkeypatch.setattr(walk.Tile, "products", lambda *arguments: calls.append(1) or original(*arguments))
+    value.backward()
+    assert len(calls) == 6 - len(value.grad_fn.kept)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("tiling", [Tiling(70, 130, 0), Tiling(512, 512, 1 << 30), None])
+@pytest.mark.parametrize("ids", ["pairs", "captions"])
+def test_scores_that_are_almost_alike_leave_the_temperature_its_digits(ids: str, tiling: Tiling | None) -> None:
+    """As before training: all scores are 1 and a little, and what the temperature gets is a thousandth of its terms.
+
+    The features lie on a grid on which float32 has their products to the last bit, so nothing is the scores' fault.
+    """
+    query_ids, key_ids = ids_of(ids, 300)
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(1, 64, generator=generator)
+    queries, keys = (
+        (F.normalize(centre + 0.02 * torch.randn(len(i), 64, generator=generator), dim=1) * 1024).round() / 1024
+        for i in (query_ids, key_ids)
+    )
+    c = Comparison(queries, keys, query_ids, key_ids, torch.zeros(1))
+    true, got = reference(LOSSES["infonce"], c)[0], answer(LOSSES["infonce"], c, tiling)
+    assert norm(got.log_scale - true.log_scale) < 5e-6 * norm(true.log_scale)
 
 
 def test_small_tables_are_made_and_large_ones_walked(monkeypatch: pytest.MonkeyPatch) -> None:
