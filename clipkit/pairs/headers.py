@@ -59,8 +59,16 @@ def plain_run(data: bytes) -> Run:
         return _NOTHING
     kept = np.flatnonzero(~is_pax[:length])
     names = np.ascontiguousarray(headers[kept, :100]).view("S100")[:, 0].tolist()
-    decoded = [(n.partition(b"\0")[0] if b"\0" in n else n).decode("utf-8", "surrogateescape") for n in names]
-    return Run(decoded, offsets[kept], sizes[kept], int(after[length - 1]) * BLOCK)
+    return Run(_decoded(names), offsets[kept], sizes[kept], int(after[length - 1]) * BLOCK)
+
+
+def _decoded(names: list[bytes]) -> list[str]:
+    joined = b"\n".join(names)
+    if b"\0" in joined or joined.count(b"\n") >= max(
+        1, len(names)
+    ):  # odd ones: something behind a name's end, or a line
+        return [name.partition(b"\0")[0].decode("utf-8", "surrogateescape") for name in names]
+    return joined.decode("utf-8", "surrogateescape").split("\n") if names else []
 
 
 def _plain(headers: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -78,6 +78,13 @@ def test_special_members_in_between() -> None:
         assert len(scan(data, 1 << 14)[0]) == 40 + 123 * 2 - 3 + 3
 
 
+@pytest.mark.parametrize("odd", ["a\nb.jpg", "\n", "größe.jpg", "日本.jpg"])
+def test_odd_names_among_plain_ones(odd: str) -> None:
+    data = make([*many(5), (odd, b"x"), *many(5)], tarfile.GNU_FORMAT)
+    assert scan(data, 1 << 14) == scan(data, -1)
+    assert scan(data, 1 << 14)[0][10][0] == odd
+
+
 def test_headers_inside_a_body_are_data() -> None:
     inner = make(many(20), tarfile.USTAR_FORMAT)
     data = make([*many(10), ("inner.tar", inner), *many(10)], tarfile.USTAR_FORMAT)
