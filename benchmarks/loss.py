@@ -180,14 +180,18 @@ def _plot(rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = [row for row in rows if row["batch"] >= 1024]  # below, the peak is a few pages
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for method, colour in (("open_clip", "tab:orange"), ("clipkit", "tab:blue")):
         known = [row for row in rows if row.get(method)]
         sizes = [row["batch"] for row in known]
         for axis, field, unit in ((axes[0], "cpu_seconds", 1), (axes[1], "peak_bytes", GIB)):
             axis.loglog(sizes, [row[method][field] / unit for row in known], "o-", color=colour, label=method)
+    for axis in axes:
+        axis.set_xticks([row["batch"] for row in rows], [f"{row['batch']:,}" for row in rows])
+        axis.minorticks_off()
     for axis, title in ((axes[0], "CPU seconds, forward + backward"), (axes[1], "peak memory, GiB")):
-        axis.set(title=title, xlabel="batch size", xscale="log")
+        axis.set(title=title, xlabel="batch size")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
