@@ -230,10 +230,8 @@ def stream(
 def check_batch_size(shards: ShardSet, batch_size: int, world: int) -> None:
     """Refuse a global batch that is larger than the data, or smaller than the number of processes."""
     if len(shards) < batch_size:
-        raise ClipkitError(
-            f"{shards.name} has {len(shards)} samples, fewer than a batch of {batch_size}; "
-            f"pass --batch-size {len(shards)} or less"
-        )
+        fix = f"pass --batch-size {len(shards)} or less" if len(shards) > 1 else "give more data"
+        raise ClipkitError(f"{shards.name} has {len(shards)} samples, fewer than a batch of {batch_size}; {fix}")
     parts = shards.parts
     counts = shares([part.weight for part in parts], [part.name for part in parts]) if parts else []
     at = 0

@@ -214,3 +214,13 @@ def test_a_batch_can_be_moved(shards: ShardSet) -> None:
     ((batch,),) = global_batches(shards, stop=1)
     moved = batch.to(torch.device("cpu"))
     assert torch.equal(moved.images, batch.images) and torch.equal(moved.text_ids, batch.text_ids)
+
+
+def test_a_single_sample_is_told_to_get_company(tmp_path: Path, write_shards: Callable[..., Path]) -> None:
+    from clipkit.pairs.stream import check_batch_size
+
+    alone, two = (open_shards(write_shards(tmp_path / str(n), 1, n)) for n in (1, 2))
+    with pytest.raises(ClipkitError, match="1 samples, fewer than a batch of 8; give more data"):
+        check_batch_size(alone, 8, 1)
+    with pytest.raises(ClipkitError, match="pass --batch-size 2 or less"):
+        check_batch_size(two, 8, 1)
