@@ -16,14 +16,17 @@ TILED = [t for t in TILINGS.values() if t is not None]
 DTYPES = [torch.float64, torch.float32]
 
 
+@pytest.mark.parametrize("tilings", [TILED[:1], pytest.param(TILED[1:], marks=pytest.mark.slow)], ids=["one", "others"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ids", IDS)
 @pytest.mark.parametrize("features", FEATURES)
-def test_value_and_gradients_are_the_references(features: str, ids: str, loss: str, dtype: torch.dtype) -> None:
+def test_value_and_gradients_are_the_references(
+    features: str, ids: str, loss: str, dtype: torch.dtype, tilings: list[Tiling]
+) -> None:
     found = {}
     for scale in SCALES:
-        for n, tilings in ((1, TILED[:1]), (2, TILED[:2]), (13, TILED)):
+        for n in (1, 2, 13):
             c = table(features, ids, n, scale, -3.0 if loss == "sigmoid" else None, dtype)
             tiled = [answer(LOSSES[loss], c, tiling) for tiling in tilings]
             found[scale, n] = breaches(LOSSES[loss], c, *tiled)

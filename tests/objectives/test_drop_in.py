@@ -41,7 +41,7 @@ def run(
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("shape", [(), (1,)])
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("bias", [None, -10.0, 2.0])
 @pytest.mark.parametrize("n", [1, 2, 9, 400])
 def test_value_and_gradients_are_open_clips(

@@ -148,14 +148,15 @@ def assembled(ranks: list[dict[str, Any]], world: int) -> Answer:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_one_ranks_faded_row_makes_all_take_the_maxima(found: Found, world: int) -> None:
-    passes = {}
+    expected = {"one far": 1, "far from all keys": 1, "random": 0, "saturated": 0}
+    seen = set()
     for name, (dtype, features, _, _, _, loss, scale, way), ranks in of_kind(found, world, "table"):
         assert len({r["maxima"] for r in ranks}) == 1, (name, "ranks would wait for one another")
         tiled = world > 1 or worker.WAYS[way][1] is not None
-        if (dtype, loss, scale) == ("float32", "infonce", "100") and tiled:
-            passes[features] = ranks[0]["maxima"]
-    assert passes["one far"] == passes["far from all keys"] == 1
-    assert passes["random"] == passes["saturated"] == 0
+        if (dtype, loss, scale) == ("float32", "infonce", "100") and tiled and features in expected:
+            assert ranks[0]["maxima"] == expected[features], name
+            seen.add(features)
+    assert seen == set(expected) or world == 1
 
 
 @pytest.mark.parametrize("world", WORLDS)

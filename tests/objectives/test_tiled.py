@@ -24,8 +24,7 @@ def near(got: Answer, expected: Answer, tolerance: float = 1e-12) -> bool:
     return all(norm(g - e) <= tolerance * max(norm(e), 1) for g, e in pairs)
 
 
-@pytest.mark.parametrize("n", [1, 2, 13])
-@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize(("ids", "n"), [*((ids, n) for n in (1, 2) for ids in IDS), ("pairs", 13), ("captions", 13)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradcheck_on_ragged_tiles(loss: str, ids: str, n: int) -> None:
     c = table("random", ids, n, 3.0, -0.7)
@@ -137,20 +136,14 @@ def test_sums_that_fade_are_taken_from_each_rows_own_maximum(
 
 
 def test_one_faded_row_or_column_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    c = table("random", "pairs", 13, 100.0, dtype=torch.float32)
+    c = table("one far", "pairs", 13, 100.0, dtype=torch.float32)
+    turned = Comparison(c.keys, c.queries, c.key_ids, c.query_ids, c.log_scale)
     calls = []
     original = tiled._maxima
     monkeypatch.setattr(tiled, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
-    for side in ("queries", "keys"):
-        others = (c.keys if side == "queries" else c.queries).double()
-        # as far as possible from all of the other side
-        lonely = torch.linalg.lstsq(others, -torch.ones(13, 1, dtype=torch.float64)).solution[:, 0]
-        rows = getattr(c, side).clone()
-        rows[5] = F.normalize(lonely, dim=0).float()
-        own = replace(c, **{side: 3 * rows})
-        before = len(calls)
+    for i, own in enumerate((c, turned)):
         assert not breaches(LOSSES["infonce"], own, answer(LOSSES["infonce"], own, RAGGED))
-        assert len(calls) == before + 1
+        assert len(calls) == i + 1
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 279, 280, 1000, 1 << 20])
