@@ -181,6 +181,18 @@ def test_scores_that_are_almost_alike_leave_the_temperature_its_digits(ids: str,
     assert norm(got.log_scale - true.log_scale) < 5e-6 * norm(true.log_scale)
 
 
+@pytest.mark.parametrize("tiling", ["recomputed", "dense"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_float32_temperature_is_taken_as_it_is(loss: str, tiling: str) -> None:
+    """An exp in float32 would be off by more than the last bit of a score."""
+    for scale in (5.7, 37.0, 91.3):
+        c = table("random", "captions", 13, scale, -2.0)
+        c = replace(c, log_scale=c.log_scale.float())
+        true, got = reference(LOSSES[loss], c)[0], answer(LOSSES[loss], c, TILINGS[tiling])
+        assert near(replace(got, log_scale=true.log_scale, bias=true.bias), true, 1e-12)
+        assert norm(got.log_scale - true.log_scale) < 1e-7 * norm(true.log_scale)
+
+
 def test_a_small_tables_bias_gets_what_is_left_of_ones() -> None:
     """Cells that are wrong both ways: its gradient is 1 - 1 + 1e-5, of which float32 terms would leave no digits."""
     c = table("random", "pairs", 2, 100.0, -3.0, torch.float32)
