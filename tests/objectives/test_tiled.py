@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -180,6 +181,26 @@ def test_scores_that_are_almost_alike_leave_the_temperature_its_digits(ids: str,
     assert norm(got.log_scale - true.log_scale) < 5e-6 * norm(true.log_scale)
 
 
+@pytest.mark.parametrize("tiling", ["recomputed", "dense"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_float32_temperature_is_taken_as_it_is(loss: str, tiling: str) -> None:
+    """An exp in float32 would be off by more than the last bit of a score."""
+    for scale in (5.7, 37.0, 91.3):
+        c = table("random", "captions", 13, scale, -2.0)
+        c = replace(c, log_scale=c.log_scale.float())
+        true, got = reference(LOSSES[loss], c)[0], answer(LOSSES[loss], c, TILINGS[tiling])
+        assert near(replace(got, log_scale=true.log_scale, bias=true.bias), true, 1e-12)
+        assert norm(got.log_scale - true.log_scale) < 1e-7 * norm(true.log_scale)
+
+
+def test_a_small_tables_bias_gets_what_is_left_of_ones() -> None:
+    """Cells that are wrong both ways: its gradient is 1 - 1 + 1e-5, of which float32 terms would leave no digits."""
+    c = table("random", "pairs", 2, 100.0, -3.0, torch.float32)
+    true, got = reference(LOSSES["sigmoid"], c)[0], answer(LOSSES["sigmoid"], c)
+    assert 0 < norm(true.bias) < 1e-4
+    assert norm(got.bias - true.bias) < 5e-6 * norm(true.bias)
+
+
 def test_small_tables_are_made_and_large_ones_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("dense")
@@ -204,6 +225,29 @@ def test_an_empty_table_has_a_finite_loss(loss: str, q: int, k: int) -> None:
             if q or loss == "infonce":
                 got = answer(LOSSES[loss], c, tiling)
                 assert got.value == 0 and norm(got.queries) == norm(got.keys) == norm(got.log_scale) == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_product_of_both_passes_is_made_with_the_switches_off(monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+    """What tf32 would do cannot be seen on a CPU, so this asks whether each product is inside ``exact_scores``."""
+    inside, calls, exact = [0], [], walk.exact_scores
+
+    @contextmanager
+    def counted(device: torch.device) -> Iterator[None]:
+        inside[0] += 1
+        with exact(device):
+            yield
+        inside[0] -= 1
+
+    def noting(original: Callable[..., object], name: str) -> Callable[..., object]:
+        return lambda *arguments: calls.append((name, inside[0])) or original(*arguments)
+
+    monkeypatch.setattr(tiled, "exact_scores", counted)
+    for name in ("products", "add_gradients"):
+        monkeypatch.setattr(walk.Tile, name, noting(getattr(walk.Tile, name), name))
+    answer(LOSSES[loss], table("random", "pairs", 13, 14.0, -2.0), RAGGED)
+    assert {name for name, _ in calls} == {"products", "add_gradients"}
+    assert all(depth == 1 for _, depth in calls)
 
 
 @pytest.mark.parametrize("fails", [False, True])
