@@ -16,8 +16,9 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from clipkit.config import check_settings
+    from clipkit.errors import ClipkitError
     from clipkit.options import parse_training
-    from clipkit.pairs import Order
+    from clipkit.pairs import PipeSet, make_order
     from clipkit.pairs.stream import check_batch_size, step_items
     from clipkit.training.data import plain_reader
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
     with accelerator.main_process_first():
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
+    if isinstance(pairs.train, PipeSet):
+        raise ClipkitError(f"{pairs.train.name}: gradients are compared on samples that can be read twice; give shards")
     size = max(world, min(config.optim.batch_size, SMALL_BATCH, len(pairs.train)))
     check_batch_size(pairs.train, size, world)
     micro = config.optim.micro_batch_size
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
         micro = max(1, -(-size // world) * micro // local)
     config = config.replace(batch_size=size, micro_batch_size=micro)
     reader = plain_reader(model, pairs.train, config)
-    order = Order(pairs.train.sizes, config.run.seed)
+    order = make_order(pairs.train, config.run.seed)
     mine, everyone = (
         reader(step_items(order, 0, size, *part)).to(accelerator.device) for part in ((rank, world), (0, 1))
     )

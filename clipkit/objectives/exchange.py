@@ -6,7 +6,8 @@ gradient of the sum of all ranks' losses reaches every rank's inputs.
 
 A table's keys reach the queries of all ranks in one of two ways. ``Gathered`` holds everybody's keys on every rank:
 one all-gather there and one reduce-scatter back, half of what gathering both modalities would send. ``Ring`` hands
-the keys round, a rank's piece at a time: as many bytes, more messages, but never more than two pieces in memory.
+the keys round, a rank's piece at a time: as many bytes, more messages, but never more than two pieces of keys, and in
+the backward pass two of their gradients, in memory.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ gradients. Memory is O(Q D + K D + tile), never O(Q K).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -190,16 +190,13 @@ def exact_scores(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _without_tf32() -> AbstractContextManager[None]:
-    @contextmanager
-    def switched() -> Iterator[None]:
-        matmul = torch.backends.cuda.matmul
-        name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-        before = getattr(matmul, name)
-        setattr(matmul, name, exact)
-        try:
-            yield
-        finally:
-            setattr(matmul, name, before)
-
-    return switched()
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)

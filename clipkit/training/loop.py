@@ -187,7 +187,8 @@ class Trainer:
                 step += 1
                 size = config.optim.batch_size
                 for receipt in self._receipts.close((step - 1) * size, step * size, step):
-                    self.console.say(summary(receipt), detail=True)
+                    if line := summary(receipt):
+                        self.console.say(line, detail=True)
                 if step % config.run.log_every == 0 or step in (start + 1, steps):
                     now = time.perf_counter()
                     self._seconds += now - since

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from clipkit.errors import ClipkitError
 
 _SIZE = 512
 _WORTH = 1.1  # times faster before another setting is worth its name
+_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # set by the launchers
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,18 @@ def choose_arithmetic(precision: str, device: torch.device, saved: dict[str, Any
         raise ClipkitError(f"--precision is {precision!r}; it is float32, bf16 or auto")
     if device.type != "cpu":
         return Arithmetic(precision, torch.get_float32_matmul_precision(), torch.get_num_threads(), 0.0, 0.0)
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    threads = own_threads()
     try:
+        torch.set_num_threads(threads)
         rate, error = _measure("highest")
         fast_rate, fast_error = _measure("medium")
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.set_num_threads(before[1])
     if fast_rate > _WORTH * rate and fast_error <= 2 * error:
-        return Arithmetic(precision, "medium", torch.get_num_threads(), fast_rate, fast_error)
-    return Arithmetic(precision, "highest", torch.get_num_threads(), rate, error)
+        return Arithmetic(precision, "medium", threads, fast_rate, fast_error)
+    return Arithmetic(precision, "highest", threads, rate, error)
 
 
 def apply_arithmetic(arithmetic: Arithmetic, device: torch.device) -> None:
@@ -73,6 +79,26 @@ def apply_arithmetic(arithmetic: Arithmetic, device: torch.device) -> None:
     if device.type == "cpu":
         torch.set_float32_matmul_precision(arithmetic.matmul)
         torch.set_num_threads(arithmetic.threads)
+
+
+def own_threads() -> int:
+    """Intra-op threads for this process: torch's own number, unless only a launcher asked for one.
+
+    ``accelerate launch`` and ``torchrun`` set ``OMP_NUM_THREADS=1`` where the user has set nothing, which leaves all
+    cores but one idle. What the user has set stays: it is in the launcher's environment too.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1" or not any(name in os.environ for name in _LAUNCHED):
+        return torch.get_num_threads()
+    try:
+        launcher = psutil.Process(os.getppid()).environ()
+    except psutil.Error:
+        return torch.get_num_threads()
+    if "OMP_NUM_THREADS" in launcher or any(name in launcher for name in _LAUNCHED):
+        return torch.get_num_threads()
+    cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _measure(setting: str) -> tuple[float, float]:

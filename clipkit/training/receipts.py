@@ -111,10 +111,12 @@ class Receipts:
         return total
 
 
-def summary(receipt: dict[str, Any]) -> str:
-    """A receipt as a line for people."""
+def summary(receipt: dict[str, Any]) -> str | None:
+    """A receipt as a line for people; None if every sample was seen as it is."""
     source = f" of {receipt['source']}" if "source" in receipt else ""
     rest = [f"{receipt[name]:,} {name}" for name in ("substituted", "quarantined") if receipt[name]]
     if receipt["truncated"]:
         rest.append(f"{receipt['truncated']:,} captions longer than the text tower's context")
+    if not rest:
+        return None
     return f"epoch {receipt['epoch']}{source}: " + ", ".join([f"{receipt['seen']:,} samples seen", *rest])

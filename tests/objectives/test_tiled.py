@@ -29,8 +29,7 @@ def near(got: Answer, expected: Answer, tolerance: float = 1e-12) -> bool:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradcheck_on_ragged_tiles(loss: str, ids: str, n: int) -> None:
     c = table("random", ids, n, 3.0, -0.7)
-    if not (n and len(c.keys)):
-        pytest.skip("an empty table has no gradient to check")
+    assert len(c.queries) and len(c.keys), "an empty table has no gradient to check"
 
     def value(queries: Tensor, keys: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
         # three features: finite differences take two evaluations for every number

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import psutil
 import pytest
 import torch
 
@@ -50,3 +55,29 @@ def test_auto_is_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(ClipkitError, match="fp8"):
         choose_arithmetic("fp8", CPU)
+
+
+_TELL = "from clipkit.training.precision import own_threads; print(own_threads())"
+_LAUNCHER = """
+import os, subprocess, sys
+os.environ.update(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"), ACCELERATE_MIXED_PRECISION="no")
+subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+"""
+
+
+def threads(*command: str, **environment: str) -> int:
+    plain = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, *command], env={**plain, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_a_launchers_one_thread_is_not_the_users_wish() -> None:
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    assert threads("-c", _LAUNCHER, _TELL) == cores
+    assert threads("-c", _LAUNCHER, _TELL, LOCAL_WORLD_SIZE="1000") == 1, "processes share the cores"
+
+
+def test_what_the_user_says_of_threads_stays() -> None:
+    assert threads("-c", _LAUNCHER, _TELL, OMP_NUM_THREADS="1") == 1
+    assert threads("-c", _TELL, OMP_NUM_THREADS="1") == 1

@@ -42,6 +42,13 @@ def test_every_sample_of_every_shard_is_accounted_for(run_here: Any, tmp_path: P
     assert "epoch 2: 56 samples seen, 4 substituted" in capsys.readouterr().out
 
 
+def test_an_epoch_without_trouble_is_no_news(run_here: Any, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    assert run_here(run, train_data=make_shards(tmp_path / "whole", 40), batch_size=20, epochs=2) == 0
+    assert [r["seen"] for r in receipts(run)] == [40, 40]
+    assert "samples seen" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_receipt_goes_on_where_the_run_does(
     run_here: Any, tmp_path: Path, data: Path, monkeypatch: Any, step: int
