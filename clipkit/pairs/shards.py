@@ -28,6 +28,7 @@ from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
 
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
 _TOGETHER = 16  # remote shards that are opened at a time
+_REMEMBERED = 65_536  # samples whose captions stay in memory
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class ShardSet:
         self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
         self.remote = any(isinstance(shard.path, Remote) for shard in shards)
         self._files = ShardFiles()
+        self._captions: dict[int, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -138,8 +140,13 @@ class ShardSet:
         return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
 
     def read_captions(self, i: int) -> tuple[str, ...]:
-        """Captions of sample ``i``, without reading its picture."""
-        return self.read_record(i)[1]
+        """Captions of sample ``i``, without reading its picture; those of small sets are parsed once."""
+        captions = self._captions.get(i)
+        if captions is None:
+            captions = self.read_record(i)[1]
+            if len(self._captions) < _REMEMBERED:
+                self._captions[i] = captions
+        return captions
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""

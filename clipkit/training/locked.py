@@ -94,7 +94,7 @@ class LockedImages:
         key = self.keys[sample]
         if key is None:
             raise ClipkitError(self.reasons[sample])
-        return torch.tensor(self.store[key])
+        return torch.from_numpy(self.store[key].copy())
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ class Trainer:
                     group["lr"] = rate
                 # Dropout is a function of (seed, step, process): there is no generator to save and restore.
                 torch.manual_seed(sample_seed(config.run.seed, step, mine, DROPOUT))
-                wrapped.train()
+                if not wrapped.training:  # as evaluation leaves it
+                    wrapped.train()
                 result = train_step(
                     wrapped,
                     batch.to(self.model.device),

@@ -54,7 +54,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
-    norm = float(whole(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], limit)))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, limit)))
     value = float(loss.detach())
     if not math.isfinite(value) or not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
