@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from clipkit.errors import ClipkitError
 from clipkit.objectives.comparison import Comparison
 from clipkit.objectives.exchange import Gathered, Ring
+
+SMALL = 1 << 16  # cells of a table for which float64 costs next to nothing
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Walk:
         self.exchange = comparison.exchange
         self.query_ids = comparison.query_ids
         self.own_keys = comparison.own_keys
+        self._positives: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}
 
     def keys(self, keys: Tensor, everyone: Tensor | None = None) -> Gathered | Ring:
         """The blocks of keys (k, D) that the queries are compared with."""
@@ -114,13 +118,13 @@ class Walk:
             return Ring(keys, self.spread.key_counts)
         return Gathered(keys, self.spread.key_counts, everyone)
 
-    def buffer(self, like: Tensor) -> Tensor:
-        """Room for a tile, flat."""
+    def buffer(self, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Room for a tile, flat, in ``dtype`` or in that of ``like``."""
         rows = min(self.tiling.rows, len(self.query_ids))
         columns = min(self.tiling.columns, max(self.spread.key_counts, default=0))
         if self.exchange == "gather":
             columns = min(self.tiling.columns, len(self.spread.key_ids))
-        return like.new_empty(rows * columns)
+        return like.new_empty(rows * columns, dtype=dtype)
 
     def tiles(
         self,
@@ -143,12 +147,15 @@ class Walk:
             for rows, query_ids, query_range in rows_of:
                 for columns, key_ids, key_range in columns_of:
                     disjoint = query_range[1] < key_range[0] or key_range[1] < query_range[0]
+                    place = rows.start, first + columns.start
+                    if place not in self._positives:
+                        self._positives[place] = None if disjoint else _positives(query_ids, key_ids)
                     yield Tile(
                         rows,
                         slice(first + columns.start, first + columns.stop),
                         queries[rows],
                         block[columns],
-                        None if disjoint else _positives(query_ids, key_ids),
+                        self._positives[place],
                         None if grad_queries is None else grad_queries[rows],
                         None if block_grad is None else block_grad[columns],
                     )
@@ -181,6 +188,14 @@ def matches(ids: Tensor, others: Tensor) -> Tensor:
 def wide(device: torch.device) -> torch.dtype:
     """The dtype of sums over many tiles: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def refuse_create_graph() -> None:
+    """Called in a backward pass: its result has no graph, so that a gradient's gradient would silently be 0."""
+    if torch.is_grad_enabled():
+        raise ClipkitError(
+            "create_graph=True: a tiled loss has no second derivative; clipkit.objectives.dense has, on one process"
+        )
 
 
 @contextmanager

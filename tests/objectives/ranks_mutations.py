@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipkit.objectives import exchange as exchange_module
-from clipkit.objectives import tiled
+from clipkit.objectives import tiled_infonce, tiled_sigmoid
 
 MUTATIONS = ("the factor W", "the columns", "the temperature", "the sum of the keys' gradients")
 
@@ -17,7 +17,7 @@ class mutated:
     """Within it the backward pass lacks something."""
 
     def __init__(self, what: str) -> None:
-        walk_gradients, scatter = tiled._walk_gradients, exchange_module.scatter_sum
+        walk_gradients, scatter = tiled_infonce._walk_gradients, exchange_module.scatter_sum
 
         def without_columns(ctx: Any, *arguments: Any) -> Tensor:
             ctx.ratio = torch.zeros_like(ctx.ratio)
@@ -25,9 +25,9 @@ class mutated:
 
         self.places: list[tuple[Any, str, Any]] = {
             "": [],
-            "the factor W": [(tiled, "world_size", lambda: 1)],
-            "the columns": [(tiled, "_walk_gradients", without_columns)],
-            "the temperature": [(tiled, "_walk_gradients", lambda *a: 0 * walk_gradients(*a))],
+            "the factor W": [(module, "world_size", lambda: 1) for module in (tiled_infonce, tiled_sigmoid)],
+            "the columns": [(tiled_infonce, "_walk_gradients", without_columns)],
+            "the temperature": [(tiled_infonce, "_walk_gradients", lambda *a: 0 * walk_gradients(*a))],
             "the sum of the keys' gradients": [
                 (exchange_module, "scatter_sum", lambda g, n: g.split(n)[exchange_module.rank()] + 0 * scatter(g, n))
             ],

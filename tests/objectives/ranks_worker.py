@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.encoders import Embeddings
-from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, dense, infonce, sigmoid, tiled
+from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, dense, infonce, sigmoid, tiled_infonce
 from clipkit.objectives.exchange import gather_rows, row_counts, sum_over_ranks
 from clipkit.pairs.order import piece
 
@@ -179,19 +179,19 @@ def dense_piece(c: Comparison, loss: str) -> dict[str, Any]:
 def piece_of_table(c: Comparison, loss: str, way: str, mutation: str = "") -> dict[str, Any]:
     """Loss and gradients of the features themselves, and how often the maxima were needed."""
     own = with_gradients(c, WAYS[way][0])
-    calls, original = [0], tiled._maxima
+    calls, original = [0], tiled_infonce._maxima
 
     def counted(*arguments: Any) -> Any:
         calls[0] += 1
         return original(*arguments)
 
-    tiled._maxima = counted
+    tiled_infonce._maxima = counted
     try:
         value = LOSSES[loss](own, WAYS[way][1])
         with mutated(mutation):
             value.backward()
     finally:
-        tiled._maxima = original
+        tiled_infonce._maxima = original
     return {"maxima": calls[0]} | answers(own, value)
 
 

@@ -261,7 +261,7 @@ def test_keys_travel_once_and_their_gradients_once(found: Found, world: int, los
         gathers = [(dtype, n) for kind, dtype, n in calls["forward"] if kind == "gather"]
         assert sorted(gathers) == [("float64", columns * DIM), ("int64", 2 * columns)]  # keys; both sides' ids
         reduces = sorted(n for kind, dtype, n in calls["forward"] if kind == "reduce" and dtype == "float64")
-        assert reduces == ([2, 3, 2 * columns] if loss == "infonce" else [1])
+        assert reduces == ([2, 5, 2 * columns] if loss == "infonce" else [1])
         assert len(calls["forward"]) == 2 + len(reduces) + 1  # and the counts of rows
         assert calls["backward"] == [("scatter", "float64", columns * DIM)]
 

@@ -14,7 +14,8 @@ from objectives_tables import ids as ids_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkit.objectives import Comparison, Tiling, dense, tiled, walk
+from clipkit.errors import ClipkitError
+from clipkit.objectives import Comparison, Tiling, dense, tiled_infonce, tiled_sigmoid, walk
 
 RAGGED = TILINGS["recomputed"]
 
@@ -126,8 +127,8 @@ def test_sums_that_fade_are_taken_from_each_rows_own_maximum(
     """Every score is near -scale: with one constant for all, sums would be exp(-1.8 scale) of the largest float."""
     c = table("far from all keys", ids, 13, 100.0 if dtype == torch.float32 else 900.0, dtype=dtype)
     calls = []
-    original = tiled._maxima
-    monkeypatch.setattr(tiled, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
+    original = tiled_infonce._maxima
+    monkeypatch.setattr(tiled_infonce, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
     for name in ("recomputed", "partly kept", "kept"):
         assert not breaches(LOSSES["infonce"], c, answer(LOSSES["infonce"], c, TILINGS[name]))
     assert len(calls) == 3
@@ -139,8 +140,8 @@ def test_one_faded_row_or_column_is_enough(monkeypatch: pytest.MonkeyPatch) -> N
     c = table("one far", "pairs", 13, 100.0, dtype=torch.float32)
     turned = Comparison(c.keys, c.queries, c.key_ids, c.query_ids, c.log_scale)
     calls = []
-    original = tiled._maxima
-    monkeypatch.setattr(tiled, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
+    original = tiled_infonce._maxima
+    monkeypatch.setattr(tiled_infonce, "_maxima", lambda *arguments: calls.append(1) or original(*arguments))
     for i, own in enumerate((c, turned)):
         assert not breaches(LOSSES["infonce"], own, answer(LOSSES["infonce"], own, RAGGED))
         assert len(calls) == i + 1
@@ -241,7 +242,8 @@ def test_every_product_of_both_passes_is_made_with_the_switches_off(monkeypatch:
     def noting(original: Callable[..., object], name: str) -> Callable[..., object]:
         return lambda *arguments: calls.append((name, inside[0])) or original(*arguments)
 
-    monkeypatch.setattr(tiled, "exact_scores", counted)
+    for module in (tiled_infonce, tiled_sigmoid):
+        monkeypatch.setattr(module, "exact_scores", counted)
     for name in ("products", "add_gradients"):
         monkeypatch.setattr(walk.Tile, name, noting(getattr(walk.Tile, name), name))
     answer(LOSSES[loss], table("random", "pairs", 13, 14.0, -2.0), RAGGED)
@@ -270,3 +272,28 @@ def test_tf32_is_off_for_scores_and_as_it_was_afterwards(precision: str, fails: 
             assert getattr(matmul, name) == setting, "no business of a CPU's"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_gradient_of_the_gradient_is_refused(loss: str) -> None:
+    c = table("random", "pairs", 5, 1.0, -1.0)
+    queries = c.queries.clone().requires_grad_()
+    value = LOSSES[loss](replace(c, queries=queries), RAGGED)
+    with pytest.raises(ClipkitError, match="no second derivative"):
+        torch.autograd.grad(value, queries, create_graph=True)
+    dense_value = (dense.infonce if loss == "infonce" else dense.sigmoid)(replace(c, queries=queries))
+    (grad,) = torch.autograd.grad(dense_value, queries, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), queries)
+    assert second.abs().max() > 0
+
+
+def test_the_bias_of_a_small_table_whose_wrong_cells_cancel() -> None:
+    """Every cell is wrong by almost 1, one way or the other: of (1 - a) - (1 - b) float32 would leave two digits."""
+    features = torch.eye(2)
+    c = Comparison(features, features.flip(0), torch.arange(2), torch.arange(2), torch.tensor([2.4]), torch.zeros(1))
+    exact = answer(dense_sigmoid, replace(c, queries=c.queries.double(), keys=c.keys.double()), None)
+    assert abs(answer(LOSSES["sigmoid"], c, RAGGED).bias / exact.bias - 1) < 5e-6
+
+
+def dense_sigmoid(c: Comparison, tiling: Tiling | None) -> torch.Tensor:
+    return dense.sigmoid(c)
