@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from clipkit.cache import atomic_write
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import PairBatch, make_order, stream
+from clipkit.pairs import make_order, stream
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.training.checkpoint import (
     State,
@@ -32,9 +32,9 @@ from clipkit.training.data import Readers
 from clipkit.training.kept import checkpoint_of, prune
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
-from clipkit.training.quarantine import QUARANTINE, check_bad, log_bad, logged_bad
+from clipkit.training.quarantine import Quarantine
 from clipkit.training.receipts import Counts, Receipts, summary
-from clipkit.training.run import Metrics, cut_lines
+from clipkit.training.run import Metrics
 from clipkit.training.step import Objective, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 from clipkit.training.strategy import collect, distribute, optimizer_state, whole
@@ -88,7 +88,6 @@ class Trainer:
     _seconds: float = 0.0
     _best: tuple[float, int] | None = None
     _evaluated: int = 0
-    _bad: set[str] = field(default_factory=set)
     _trained: DualEncoder = field(init=False)
     _counts: Counts = field(default_factory=dict)
 
@@ -139,10 +138,8 @@ class Trainer:
         optimizer = make_optimizer(self._trained, config.optim)
         if self.resume is not None:
             load_optimizer(optimizer, self.resume)
-        self._bad = logged_bad(self.run, start)
+        quarantine = Quarantine(self.run, shards, self.accelerator, self.console, start)
         metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
-        if metrics:
-            cut_lines(self.run / QUARANTINE, start)
         order = make_order(shards, config.run.seed)
         self._receipts = Receipts(self.run, shards, order, self.accelerator, start, self._counts)
         batches = stream(
@@ -183,7 +180,7 @@ class Trainer:
                     config.optim,
                     self.arithmetic.autocast,
                 )
-                self._quarantine(batch, step + 1)
+                self._receipts.quarantine(quarantine.take(batch, step + 1))
                 self._receipts.count(batch)
                 step += 1
                 size = config.optim.batch_size
@@ -303,24 +300,6 @@ class Trainer:
         if self.config.run.log_with:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
-
-    def _quarantine(self, batch: PairBatch, step: int) -> None:
-        """Log new bad samples; stop when there are too many. All processes decide alike."""
-        new = {b.where: b for b in batch.bad if b.where not in self._bad}
-        if self.accelerator.num_processes > 1:
-            total = torch.tensor([len(new)], device=self.model.device)
-            if self.accelerator.reduce(total, reduction="sum").item():  # a sample counts once, whoever read it
-                for found in gather_object([new]):
-                    new |= found
-        if not new:
-            return
-        self._bad |= set(new)
-        if self.accelerator.is_main_process:
-            log_bad(self.run, new.values(), step)
-            self._receipts.quarantine(new.values())
-        self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
-        count = len(self._bad)
-        check_bad(count, len(self.readers.train.shards), self.readers.train.shards.name, self.run)
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

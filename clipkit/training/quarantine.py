@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
 from clipkit.errors import ClipkitError
-from clipkit.pairs import Bad, ShardSet
+from clipkit.pairs import Bad, PairBatch, ShardSet
 from clipkit.training.console import Console
-from clipkit.training.run import append_lines, lines_up_to
+from clipkit.training.run import append_lines, cut_lines, lines_up_to
 
 QUARANTINE = "quarantine.jsonl"
 BAD_SHARE, BAD_COUNT = 0.01, 10  # more bad samples than both of these stop the run
@@ -21,9 +25,47 @@ def log_bad(run: Path, bad: Iterable[Bad], step: int = 0) -> None:
     )
 
 
-def logged_bad(run: Path, start: int) -> set[str]:
-    """Where the samples are that the quarantine log names up to step ``start``: later steps are done again."""
-    return {str(line.get("where")) for line in lines_up_to(run / QUARANTINE, start)}
+class Quarantine:
+    """The bad samples of a run so far, of all processes together.
+
+    Args:
+        run: the run directory.
+        shards: the training data.
+        accelerator: the processes.
+        console: where people look.
+        start: step of the checkpoint that the run goes on from; what later steps found is found again.
+    """
+
+    def __init__(self, run: Path, shards: ShardSet, accelerator: Accelerator, console: Console, start: int) -> None:
+        self.run, self.shards, self.accelerator, self.console = run, shards, accelerator, console
+        self._listed = {str(line.get("where")) for line in lines_up_to(run / QUARANTINE, start)}
+        accelerator.wait_for_everyone()  # all have read the log before one cuts it
+        if accelerator.is_main_process:
+            cut_lines(run / QUARANTINE, start)
+
+    def take(self, batch: PairBatch, step: int) -> list[Bad]:
+        """List what this step found to be bad for the first time; all processes call it alike.
+
+        Returns:
+            What was new, on the main process, and nothing on the others.
+
+        Raises:
+            ClipkitError: there are too many by now.
+        """
+        new = {b.where: b for b in batch.bad if b.where not in self._listed}
+        if self.accelerator.num_processes > 1:
+            total = torch.tensor([len(new)], device=self.accelerator.device)
+            if self.accelerator.reduce(total, reduction="sum").item():  # a sample counts once, whoever read it
+                for found in gather_object([new]):
+                    new |= found
+        if not new:
+            return []
+        self._listed |= set(new)
+        if self.accelerator.is_main_process:
+            log_bad(self.run, new.values(), step)
+        self.console.say(f"skipped a bad sample: {next(iter(new.values())).reason}", detail=True)
+        check_bad(len(self._listed), len(self.shards), self.shards.name, self.run)
+        return list(new.values()) if self.accelerator.is_main_process else []
 
 
 def report_left_out(left_out: Sequence[Bad], shards: ShardSet, run: Path, console: Console) -> None:
