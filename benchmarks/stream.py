@@ -26,8 +26,9 @@ from machine import write
 from stream_rival import cpu_seconds
 
 from clipkit.inputs import picture_paths
-from clipkit.pairs import Augment, Order, PairReader, PictureSpec, normalize, open_shards, stream
+from clipkit.pairs import Augment, Order, PairReader, PictureSpec, normalize, open_shards
 from clipkit.pairs.index import build_index
+from clipkit.pairs.stream import stream
 from clipkit.training.data import read_augmented, read_tokens, read_view
 
 HERE = Path(__file__).resolve().parent

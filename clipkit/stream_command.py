@@ -82,7 +82,8 @@ class Stream:
         return PairReader(shards, picture, _no_texts, self.seed, self.captions)
 
     def _batches(self, reader: PairReader, rank: int) -> Iterator[PairBatch]:
-        from clipkit.pairs import make_order, stream
+        from clipkit.pairs import make_order
+        from clipkit.pairs.stream import stream
 
         return stream(
             reader,

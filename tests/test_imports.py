@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["errors", "config", "pairs", "encoders", "objectives", "evaluation", "training", "inference"]
@@ -140,6 +141,14 @@ def test_the_command_alone_loads_nothing_heavy(arguments: list[str]) -> None:
 
 def test_light_modules_stay_light() -> None:
     assert loaded_by("import clipkit.errors, clipkit.config, clipkit.recipes, clipkit.cache")[1] == set()
+
+
+def test_preparing_data_loads_no_torch(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "data.csv").write_text("filepath,caption\nred.png,a red wall\n")
+    command = ["prepare", str(tmp_path / "data.csv"), str(tmp_path / "shards"), "--processes", "1"]
+    out, loaded = loaded_by(f"from clipkit.cli import main; print('status', main({command!r}))")
+    assert "status 0" in out and not loaded & {"torch", "torchvision", "transformers"}
 
 
 def test_the_face_is_lazy_and_honest() -> None:

@@ -18,8 +18,9 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.pairs import make_order, stream
+from clipkit.pairs import make_order
 from clipkit.pairs.order import piece, sample_seed
+from clipkit.pairs.stream import stream
 from clipkit.training.checkpoint import (
     State,
     load_optimizer,

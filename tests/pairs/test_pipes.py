@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs import Order, PairBatch, PairReader, PipeSet, ShardSet, decode_image, is_pipe, stream
+from clipkit.pairs import Order, PairBatch, PairReader, PipeSet, ShardSet, decode_image, is_pipe
+from clipkit.pairs.stream import stream
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs import Order, PairReader, ShardSet, open_shards, stream
+from clipkit.pairs import Order, PairReader, ShardSet, open_shards
 from clipkit.pairs.chunks import Chunk, read_chunk, sweep
 from clipkit.pairs.index import INDEX_SUFFIX, load_index
 from clipkit.pairs.remote import Remote, UnreachableError, find_remote, is_remote
+from clipkit.pairs.stream import stream
 
 sys.path.insert(0, str(Path(__file__).parent))
 

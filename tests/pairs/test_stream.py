@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs import Order, PairBatch, PairReader, ShardSet, decode_image, open_shards, step_items, stream
+from clipkit.pairs import Order, PairBatch, PairReader, ShardSet, decode_image, open_shards, step_items
+from clipkit.pairs.stream import stream
 
 BATCH, STEPS = 13, 9  # 9 batches of 13 out of 48 samples: two epochs and a half
 
