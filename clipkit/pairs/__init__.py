@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from clipkit.pairs.stream import PairReader as PairReader
     from clipkit.pairs.stream import ReadPicture as ReadPicture
     from clipkit.pairs.stream import ReadTexts as ReadTexts
+    from clipkit.pairs.stream import TooLong as TooLong
     from clipkit.pairs.stream import step_items as step_items
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "ReadTexts": "stream",
     "Sample": "shards",
     "ShardSet": "shards",
+    "TooLong": "stream",
     "decode_image": "decode",
     "fit": "decode",
     "is_pipe": "pipes",
@@ -77,6 +79,7 @@ __all__ = [
     "ReadTexts",
     "Sample",
     "ShardSet",
+    "TooLong",
     "decode_image",
     "fit",
     "is_pipe",

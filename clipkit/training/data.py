@@ -18,6 +18,7 @@ from clipkit.pairs import (
     ReadPicture,
     ReadTexts,
     ShardSet,
+    TooLong,
     decode_image,
     fit,
     shrink,
@@ -65,8 +66,10 @@ def make_readers(
         )
         pictures["train"] = EitherView(pictures["train"], tiny)
     texts: ReadTexts = partial(read_tokens, tokenizer=model.tokenizer)
+    too_long: TooLong = model.tokenizer.too_long
     if model.text.locked:
-        texts = lock_texts(model, [c for shards in splits.values() for c in all_captions(shards)], progress)
+        texts = locked = lock_texts(model, [c for shards in splits.values() for c in all_captions(shards)], progress)
+        too_long = locked.too_long
     readers = {
         name: PairReader(shards, pictures[name], texts, config.run.seed, "all", substitute=False)
         for name, shards in splits.items()
@@ -75,7 +78,7 @@ def make_readers(
         readers.pop("train"),
         captions=config.data.captions,
         substitute=True,
-        too_long=None if model.text.locked else model.tokenizer.too_long,
+        too_long=too_long,
     )
     return Readers(training, readers, cached_images and model.text.locked)
 

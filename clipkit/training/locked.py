@@ -110,13 +110,23 @@ class EitherView:
 
 @dataclass(frozen=True)
 class LockedTexts:
-    """Reads captions' cached encodings: a ``ReadTexts``."""
+    """Reads captions' cached encodings: a ``ReadTexts``.
+
+    Attributes:
+        store: the encodings.
+        long: the captions that are longer than the tower's context.
+    """
 
     store: EncodingStore
+    long: frozenset[str] = frozenset()
 
     def __call__(self, chosen: list[tuple[int, int, str]]) -> Tensor:
         rows = [self.store[text_key(caption)] for _, _, caption in chosen]
         return torch.tensor(np.stack(rows)) if rows else torch.zeros(0)
+
+    def too_long(self, texts: Tensor, captions: list[str]) -> list[bool]:
+        """Which of ``captions`` the tower has not seen whole: a ``TooLong``."""
+        return [caption in self.long for caption in captions]
 
 
 def text_key(caption: str) -> bytes:
@@ -177,7 +187,14 @@ def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress |
         return indices, model.tokenizer([unique[i] for i in indices])
 
     _encode(model.text, store, keys, missing, tokens, progress, "encoding captions")
-    return LockedTexts(store)
+    # A token is at least a byte, and a few tokens are no part of the text: most captions need no second look.
+    tokenizer = model.tokenizer
+    candidates = [c for c in unique if len(c.encode("utf-8", "surrogatepass")) > tokenizer.context_length - 4]
+    long: list[str] = []
+    for start in range(0, len(candidates), BATCH):
+        some = candidates[start : start + BATCH]
+        long += [c for c, cut in zip(some, tokenizer.too_long(tokenizer(some), some), strict=True) if cut]
+    return LockedTexts(store, frozenset(long))
 
 
 def all_captions(shards: ShardSet) -> Iterator[str]:

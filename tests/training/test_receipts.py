@@ -89,12 +89,13 @@ def test_a_mixture_has_a_receipt_for_each_source(run_here: Any, tmp_path: Path) 
     assert all(r["seen"] == 30 for r in found if r["source"] == str(other))
 
 
-def test_captions_that_are_cut_off_are_counted(run_here: Any, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("lock_text", [False, True])
+def test_captions_that_are_cut_off_are_counted(run_here: Any, tmp_path: Path, capsys: Any, lock_text: bool) -> None:
     table = make_table(tmp_path / "data", 40)
     text = table.read_text().splitlines()
     for row in (4, 9, 30):  # the context is 24 tokens
         text[row] += " and so on" * 12
     table.write_text("\n".join(text) + "\n")
-    assert run_here(tmp_path / "run", train_data=table, epochs=2, batch_size=20) == 0
+    assert run_here(tmp_path / "run", train_data=table, epochs=2, batch_size=20, lock_text=lock_text) == 0
     assert [r["truncated"] for r in receipts(tmp_path / "run")] == [3, 3]
     assert "3 captions longer than the text tower's context" in capsys.readouterr().out
