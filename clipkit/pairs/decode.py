@@ -1,8 +1,8 @@
 """Encoded pictures to uint8 tensors.
 
-The fast path decodes JPEG with torchvision (libjpeg-turbo) and resizes uint8 with antialiased bicubic; everything
-that it does not know (PNG, WebP, CMYK, palette, EXIF rotation, 16 bit, animations) goes through PIL and the same
-resize. The evaluation view of a model is described by a ``PictureSpec``.
+The fast path decodes JPEG with simplejpeg (libjpeg-turbo: bit for bit what torchvision decodes, in less time) and
+resizes uint8 with antialiased bicubic; everything that it does not know (PNG, WebP, CMYK, palette, EXIF rotation, 16
+bit, animations) goes through PIL and the same resize. The evaluation view of a model is described by a ``PictureSpec``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -83,9 +83,9 @@ def decode_image(data: bytes, where: str = "picture") -> Tensor:
     """
     if data[:3] == b"\xff\xd8\xff" and _plain_jpeg(data):
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # PIL says better what is wrong, and reads some that libjpeg-turbo refuses
+            return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+        except (ValueError, MemoryError):
+            pass  # PIL says better what is wrong, and reads some that libjpeg-turbo warns of
     image = ImageOps.exif_transpose(open_picture(data, where))
     return F.pil_to_tensor(to_rgb(image))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -215,7 +216,7 @@ def test_huge_pictures_are_refused_before_anything_is_allocated(
     import clipkit.pairs.decode as module
 
     data = make(*size)
-    monkeypatch.setattr(module, "decode_jpeg", lambda *a, **k: pytest.fail("the picture was decoded"))
+    monkeypatch.setattr(module.simplejpeg, "decode_jpeg", lambda *a, **k: pytest.fail("the picture was decoded"))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("the picture was loaded"))
     tracemalloc.start()
     try:
@@ -363,3 +364,14 @@ def test_random_crops_keep_to_their_scale() -> None:
         assert 0.68 < crop_width / crop_height < 1.48
         lefts.append(float(crop[0, :, 0].mean()))
     assert min(lefts) < 10 and max(lefts) > 50
+
+
+@pytest.mark.parametrize("quality", [40, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_the_fast_decoder_is_torchvisions_bit_for_bit(quality: int, subsampling: int) -> None:
+    pixels = torch.randint(0, 256, (3, 12, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(quality))
+    picture = F.to_pil_image(F.resize(pixels, [97, 133]))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality, subsampling=subsampling)
+    expected = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
+    assert torch.equal(decode_image(file.getvalue()), expected)
