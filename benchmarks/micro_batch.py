@@ -3,8 +3,9 @@
     python benchmarks/micro_batch.py DATA [--batches 64 128 256] [--micro 16] [--model ViT-B-32]
 
 DATA is a table of pictures and captions or shards, as for --train-data, with at least the largest batch of pictures; of
-several captions one is drawn. Each measurement is one training step (forward, backward, AdamW) in a process of its own, in float32; memory is what the
-process has at its peak above what it had with the model, before its first step. Seconds are those of a second step.
+several captions one is drawn. Each measurement is one training step (forward, backward, AdamW) in a process of its own,
+in float32; memory is what the process has at its peak above what it had with the model, before its first step. Seconds
+are those of a second step.
 """
 
 from __future__ import annotations

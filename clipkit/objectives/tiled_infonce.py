@@ -112,16 +112,20 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Shift:
-    """What is subtracted before exp: one constant (), or the maxima of rows (q,) and columns (K,)."""
+    """What is subtracted before exp: one constant (), which may be nothing, or the maxima of rows
+    (q,) and columns (K,)."""
 
     rows: Tensor
     columns: Tensor
+    nothing: bool = False
 
     def exponentials(self, products: Tensor, scale: Tensor, tile: Tile, buffer: Tensor) -> tuple[Tensor, Tensor]:
         """(r, c) exponentials for the rows' and for the columns' sums: one tensor, in ``buffer``, if all share c."""
         scores = torch.mul(products, scale, out=tile.room(buffer))
         if self.rows.ndim == 0:
-            scores.sub_(self.rows).exp_()
+            if not self.nothing:
+                scores.sub_(self.rows)
+            scores.exp_()
             return scores, scores
         columns = (scores - self.columns[tile.columns]).exp_()
         return scores.sub_(self.rows[tile.rows, None]).exp_(), columns
@@ -144,7 +148,7 @@ def _constant(queries: Tensor, blocks: Gathered | Ring, scale: Tensor, walk: Wal
     room = 0.9 * math.log(torch.finfo(queries.dtype).max) - math.log(n)
     # a whole number: subtracting it from a score is then exact wherever the score is the larger part
     shift = (scale.reshape(()) * largest - room).clamp(min=0).ceil()
-    return _Shift(shift, shift)
+    return _Shift(shift, shift, nothing=not shift.item())
 
 
 def _walk_sums(
