@@ -75,7 +75,7 @@ def main() -> None:
         parser.error("give DATA: a table of pictures and captions, or shards")
     rows: list[dict[str, Any]] = []
     for micro in (options.micro, None):
-        for batch in options.batches if micro else options.batches[:1]:
+        for batch in options.batches if micro else [min(options.batches)]:
             figures = in_process(
                 __file__, {"data": options.data, "model": options.model, "batch": batch, "micro": micro}
             )
@@ -86,7 +86,9 @@ def main() -> None:
                     f"(its pixels and tokens {figures['batch_bytes'] / GIB:.2f}), {figures['cpu_seconds']:8.1f} CPU s",
                     flush=True,
                 )
-            write("micro_batch", {"model": options.model, "steps": rows})  # after each: the large ones take an hour
+            write(
+                "micro_batch", {"model": options.model, "steps": sorted(rows, key=lambda row: row["batch"])}
+            )  # after each: the large ones take an hour
 
 
 if __name__ == "__main__":
