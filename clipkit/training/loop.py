@@ -136,6 +136,8 @@ class Trainer:
         start = self._restore()
         wrapped = distribute(self.model, self.accelerator)
         self._trained = self.accelerator.unwrap_model(wrapped)
+        if self._trained is not self.model:
+            self.console.say(f"weights, gradients and optimizer are sharded over {world} processes (FSDP2)")
         optimizer = make_optimizer(self._trained, config.optim)
         if self.resume is not None:
             load_optimizer(optimizer, self.resume)
