@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from clipkit.recipes import find_recipe, open_data
 from clipkit.training.checkpoint import FOLDER
 from clipkit.training.console import Console
 from clipkit.training.data import plain_reader
+from clipkit.training.locked import lock_images
 
 
 def measure(
@@ -46,6 +48,9 @@ def measure(
     """
     shards = _shards(model, data, split, config)
     reader = plain_reader(model.model, shards, config)
+    start = before_training(model)
+    if start is not None:  # its picture tower is the same: one pass for both, kept for the next time
+        reader = replace(reader, picture=lock_images(model.model, shards, console.progress))
     encoded = encode_pairs(model.model, reader, autocast=model.autocast)
     samples = encoded.samples.tolist()
     for bad in encoded.bad[:5]:
@@ -55,7 +60,6 @@ def measure(
     records = [shards.read_record(i) for i in samples]
     captions = {caption for _, own in records for caption in own}
     has_captions = labels is None or len(captions) > len(set(labels))
-    start = before_training(model)
     begun = encode_pairs(start.model, reader, autocast=model.autocast) if start is not None else None
     if has_captions:
         report = retrieval(encoded.images, encoded.texts, encoded.image_of_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from clipkit.errors import ClipkitError
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"
 )  # fmt: skip
+
+_ONE_AT_A_TIME = threading.Lock()  # transformers' tokenizers may not be used by two threads at once
 
 
 class Tokenizer:
@@ -41,7 +44,8 @@ class Tokenizer:
         """Tokens of ``captions``; longer ones are truncated to the context."""
         if not captions:
             return torch.zeros(0, self.context_length, dtype=torch.int64)
-        tokens, length = self._open_clip(captions) if self.kind == "open_clip" else self._transformers(captions)
+        with _ONE_AT_A_TIME:
+            tokens, length = self._open_clip(captions) if self.kind == "open_clip" else self._transformers(captions)
         return tokens[:, :length] if self.cut else tokens
 
     def too_long(self, tokens: Tensor, captions: Sequence[str]) -> list[bool]:
@@ -57,7 +61,8 @@ class Tokenizer:
     def _n_tokens(self, caption: str) -> int:
         """Tokens of the whole caption, beginning and end included."""
         if self.kind == "transformers":
-            return len(self.inner(caption)["input_ids"])
+            with _ONE_AT_A_TIME:
+                return len(self.inner(caption)["input_ids"])
         longer = self.inner([caption], context_length=8 * self.context_length)
         return int((longer != self.pad_id).sum())
 

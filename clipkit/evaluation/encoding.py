@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clipkit.encoders import DualEncoder
+from clipkit.encoders.side_by_side import CPU_CAPTIONS, CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import gather_rows, rank, row_counts, world_size
-from clipkit.pairs import Bad, PairReader
+from clipkit.pairs import Bad, PairBatch, PairReader
 from clipkit.pairs.order import piece
 
 
@@ -52,17 +53,21 @@ def encode_pairs(
     image_ids: list[Tensor] = []
     text_ids: list[Tensor] = []
     bad: list[Bad] = []
-    for start in range(0, len(mine), batch_size):
-        batch = reader([(0, i) for i in mine[start : start + batch_size]])
-        bad += batch.bad
+
+    def run(samples: Sequence[int]) -> tuple[PairBatch, Tensor | None, Tensor | None]:
+        batch = reader([(0, i) for i in samples]).to(model.device)
         if not len(batch.image_ids):
-            continue
-        batch = batch.to(model.device)
-        with torch.autocast(model.device.type, dtype=autocast) if autocast else nullcontext():
-            images.append(model.encode_image(batch.images).float())
-            texts += [model.encode_text(part).float() for part in batch.texts.split(batch_size)]
-        image_ids.append(batch.image_ids)
-        text_ids.append(batch.text_ids)
+            return batch, None, None
+        with inference(model.device, autocast):
+            return batch, model.encode_image(batch.images).float(), model.encode_text(batch.texts).float()
+
+    for _, (batch, image_rows, text_rows) in side_by_side(run, mine, model.device, CPU_PICTURES, batch_size):
+        bad += batch.bad
+        if image_rows is not None and text_rows is not None:
+            images.append(image_rows)
+            texts.append(text_rows)
+            image_ids.append(batch.image_ids)
+            text_ids.append(batch.text_ids)
     model.train(was_training)
     width = model.embed_dim
     rows, columns = _joined(images, width, model.device), _joined(texts, width, model.device)
@@ -86,7 +91,6 @@ def _joined(parts: list[Tensor], width: int, device: torch.device) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, width, device=device)
 
 
-@torch.no_grad()
 def encode_captions(
     model: DualEncoder, captions: Sequence[str], batch_size: int = 256, autocast: torch.dtype | None = None
 ) -> Tensor:
@@ -98,10 +102,20 @@ def encode_captions(
     model.eval()
     by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     rows = torch.zeros(len(captions), model.embed_dim)
-    for start in range(0, len(captions), batch_size):
-        chosen = by_length[start : start + batch_size]
-        tokens = model.tokenizer([captions[i] for i in chosen]).to(model.device)
-        with torch.autocast(model.device.type, dtype=autocast) if autocast else nullcontext():
-            rows[chosen] = model.encode_text(tokens).float().cpu()
+
+    def run(chosen: Sequence[int]) -> Tensor:
+        with inference(model.device, autocast):
+            tokens = model.tokenizer([captions[i] for i in chosen]).to(model.device)
+            return model.encode_text(tokens).float().cpu()
+
+    for chosen, encoded in side_by_side(run, by_length, model.device, CPU_CAPTIONS, batch_size):
+        rows[list(chosen)] = encoded
     model.train(was_training)
     return rows
+
+
+@contextmanager
+def inference(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Inference mode, and autocast to ``autocast`` unless it is None; both hold for the thread that enters them."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        yield

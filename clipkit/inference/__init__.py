@@ -2,7 +2,8 @@
 
 from clipkit.inference.aligner import Aligner, Match
 from clipkit.inference.classifier import Classifier
-from clipkit.inference.index import Hit, Index, Item
+from clipkit.inference.index import Hit, Index
+from clipkit.inference.index_files import Item
 from clipkit.inference.load import load
 
 __all__ = ["Aligner", "Classifier", "Hit", "Index", "Item", "Match", "load"]

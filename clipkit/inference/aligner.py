@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipkit.encoders import DualEncoder
+from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
-from clipkit.evaluation.encoding import encode_captions
+from clipkit.evaluation.encoding import encode_captions, inference
 from clipkit.inference.pictures import as_list, is_single, to_pixels
 from clipkit.pairs.decode import Decode
 
@@ -97,7 +97,7 @@ class Aligner:
             images: one picture or a sequence, mixed as you like: paths, PIL images, uint8 arrays (H, W, 3) or
                 (3, H, W), floating arrays (3, size, size) that are preprocessed already.
             normalize: unit norm; otherwise the tower's raw output.
-            decode: ``fast`` (torchvision, uint8 resize), or ``reference`` (the preprocessing of the library that
+            decode: ``fast`` (libjpeg-turbo, uint8 resize), or ``reference`` (the preprocessing of the library that
                 the model comes from, exactly).
             allow_urls: fetch http and https addresses.
 
@@ -111,13 +111,25 @@ class Aligner:
         if decode not in ("fast", "reference"):
             raise ClipkitError(f"decode={decode!r}; it is 'fast' or 'reference'")
         rows = np.zeros((len(pictures), self.embed_dim), dtype=np.float32)
-        starts = range(0, len(pictures), batch_size)
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for start in tqdm(starts, desc="pictures", disable=not show_progress):
-                part = pictures[start : start + batch_size]
-                pixels = list(pool.map(lambda p: to_pixels(p, self.model.picture, decode, allow_urls), part))
-                rows[start : start + len(part)] = self._run(torch.stack(pixels), normalize)
+
+        def run(part: Sequence[Any]) -> Array:
+            pixels = [to_pixels(picture, self.model.picture, decode, allow_urls) for picture in part]
+            return self.encode_pixels(torch.stack(pixels), normalize)
+
+        done = 0
+        with tqdm(total=len(pictures), desc="pictures", disable=not show_progress) as bar:
+            for part, encoded in side_by_side(run, pictures, self.model.device, CPU_PICTURES, batch_size):
+                rows[done : done + len(part)] = encoded
+                done += len(part)
+                bar.update(len(part))
         return rows[0] if is_single(images) else rows
+
+    def encode_pixels(self, pixels: torch.Tensor, normalize: bool = True) -> Array:
+        """Embeddings, float32 (B, D), of pictures that are preprocessed already, float (B, 3, size, size), at once."""
+        model = self.model
+        with inference(model.device, self.autocast):
+            inputs = pixels.to(model.device, model.log_scale.dtype)
+            return (model.encode_image(inputs) if normalize else model.image(inputs)).float().cpu().numpy()
 
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 256, normalize: bool = True) -> Array:
         """Embeddings of texts, in the order given.
@@ -142,8 +154,7 @@ class Aligner:
         if normalize:
             rows = encode_captions(self.model, captions, batch_size, self.autocast).numpy()
         else:
-            cast = torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
-            with torch.inference_mode(), cast:
+            with inference(self.model.device, self.autocast):
                 parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
                 raw = [self.model.text(self.model.tokenizer(p).to(self.model.device)).float().cpu() for p in parts]
             rows = torch.cat(raw).numpy() if raw else np.zeros((0, self.embed_dim), dtype=np.float32)
@@ -187,15 +198,6 @@ class Aligner:
 
     def __repr__(self) -> str:
         return f"Aligner({self.name!r}, embed_dim={self.embed_dim}, {self.kind})"
-
-    def _run(self, pixels: torch.Tensor, normalize: bool) -> Array:
-        model = self.model
-        with (
-            torch.inference_mode(),
-            torch.autocast(model.device.type, self.autocast, enabled=self.autocast is not None),
-        ):
-            inputs = pixels.to(model.device, model.log_scale.dtype)
-            return (model.encode_image(inputs) if normalize else model.image(inputs)).float().cpu().numpy()
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

@@ -1,61 +1,34 @@
-"""An exact index of pictures: embeddings in one file, what they belong to in another."""
+"""An exact index of pictures: embeddings in one file, what they belong to in another.
+
+How it lies on the disk is told in ``index_files``; an index of a folder is brought up to date by ``index_update``.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
+from clipkit.inference.files import embed_files, find_pictures
+from clipkit.inference.index_files import Item, exclusive, model_fingerprint, read_index, write_index
 from clipkit.inference.pictures import thumbnail
 from clipkit.pairs import ShardSet
-from clipkit.pairs.index import IMAGE_EXTENSIONS
 
-HEADER = "index.json"
+if TYPE_CHECKING:
+    from clipkit.inference.index_update import Changes
+
 _TILE = 262_144  # rows scored at a time
-_BATCH = 256
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture of an index: a file, or a member of a shard (``offset`` and ``size`` of its bytes; -1 for a file)."""
-
-    path: str
-    key: str
-    caption: str
-    offset: int = -1
-    size: int = -1
-
-    def read(self) -> bytes:
-        """The encoded picture.
-
-        Raises:
-            ClipkitError: the file is gone.
-        """
-        try:
-            with open(self.path, "rb") as file:
-                if self.offset >= 0:
-                    file.seek(self.offset)
-                    return file.read(self.size)
-                return file.read()
-        except OSError as error:
-            raise ClipkitError(
-                f"{self.path}: cannot be read any more ({error.strerror}); build the index again"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -97,26 +70,33 @@ class Index:
             ClipkitError: no such folder, or no picture in it.
         """
         root = Path(folder)
-        if not root.is_dir():
-            raise ClipkitError(f"{root}: no such folder of pictures")
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and p.is_file())
-        if not paths:
-            raise ClipkitError(f"{root}: no picture in it ({', '.join(IMAGE_EXTENSIONS)})")
+        paths = find_pictures(root)
         rows: list[NDArray[np.float32]] = []
         items: list[Item] = []
         skipped: list[str] = []
-        for start in range(0, len(paths), _BATCH):
-            part = paths[start : start + _BATCH]
-            good, embeddings = _encode_readable(model, part, skipped)
-            rows.append(embeddings)
-            items += [Item(str(p), str(p.relative_to(root)), "") for p in good]
+        for done, file in enumerate(embed_files(model, paths), 1):
+            if file.row is not None:
+                rows.append(file.row)
+                key = str(file.path.relative_to(root))
+                items.append(Item(str(file.path), key, "", -1, file.size, file.content, file.mtime))
+            else:
+                skipped.append(str(file.error))
             if progress is not None:
-                progress("indexing pictures", min(start + _BATCH, len(paths)), len(paths))
+                progress("indexing pictures", done, len(paths))
         if not items:
             raise ClipkitError(f"{root}: none of {len(paths)} pictures can be read ({skipped[0]})")
-        index = cls(model, np.concatenate(rows), items)
+        index = cls(model, np.stack(rows), items)
         index.skipped = skipped
         return index
+
+    @classmethod
+    def update(
+        cls, path: str | Path, model: Aligner, folder: str | Path, progress: Progress | None = None
+    ) -> tuple[Index, Changes]:
+        """Make the index at ``path`` that of ``folder`` as it is now, and open it; see ``index_update``."""
+        from clipkit.inference.index_update import update_index
+
+        return update_index(Path(path), model, Path(folder), progress)
 
     @classmethod
     def of_shards(
@@ -127,14 +107,16 @@ class Index:
         for i in samples:
             shard, at = shards.locate(i)
             offset, size = (int(n) for n in shard.spans[at, 0])
-            captions = shards.read_captions(i)
+            record, captions = shards.read_record(i)
             caption = captions[0] if captions else ""
+            plain = {k: v for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
+            meta = json.dumps(plain, ensure_ascii=False) if plain else ""
             file = shards.source_file(i)
             if file is not None:
-                items.append(Item(str(file), shard.keys[at], caption))
+                items.append(Item(str(file), shard.keys[at], caption, meta=meta))
             else:
                 where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
-                items.append(Item(str(where), shard.keys[at], caption, offset, size))
+                items.append(Item(str(where), shard.keys[at], caption, offset, size, meta=meta))
         return cls(model, np.ascontiguousarray(embeddings, dtype=np.float32), items)
 
     def credits(self) -> list[str]:
@@ -159,28 +141,8 @@ class Index:
             ClipkitError: the folder is something else, or the disk is full.
         """
         final = Path(path)
-        if final.exists() and not (final.is_dir() and (not any(final.iterdir()) or (final / HEADER).is_file())):
-            raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
-        tag = os.urandom(6).hex()
-        embeddings, items = f"embeddings-{tag}.npy", f"items-{tag}.parquet"
-        fields = ("path", "key", "caption", "offset", "size")
-        fingerprint = model_fingerprint(self.model)
-        header = {"format": 1, "model": self.model.name, "fingerprint": fingerprint, "embeddings": embeddings,
-                  "items": items}  # fmt: skip
-        try:
-            with atomic_write(final / embeddings) as file:
-                np.save(file, self.embeddings)
-            with atomic_write(final / items) as file:
-                pq.write_table(pa.table({f: [getattr(item, f) for item in self.items] for f in fields}), file)
-            with atomic_write(final / HEADER) as file:
-                file.write(json.dumps(header, indent=2).encode())
-        except OSError as error:
-            for name in (embeddings, items):
-                (final / name).unlink(missing_ok=True)
-            raise ClipkitError(f"{final}: the index could not be written ({error.strerror}); free space") from None
-        for old in final.iterdir():
-            if old.name not in (HEADER, embeddings, items) and old.name.startswith(("embeddings-", "items-")):
-                old.unlink()
+        with exclusive(final):
+            write_index(final, self.model, self.items, lambda file: np.save(file, self.embeddings))
         return final
 
     @classmethod
@@ -194,14 +156,7 @@ class Index:
             ClipkitError: no index there, or it was made by another model.
         """
         folder = Path(path)
-        try:
-            header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            embeddings = np.load(folder / header["embeddings"], mmap_mode="r", allow_pickle=False)
-            columns = pq.read_table(folder / header["items"]).to_pydict()
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise ClipkitError(
-                f"{folder}: no index there, or a damaged one ({error}); build it with clipkit index"
-            ) from None
+        header, embeddings, items = read_index(folder)
         if model is None:
             from clipkit.inference.load import load
 
@@ -210,30 +165,65 @@ class Index:
             raise ClipkitError(
                 f"{folder} was made by {header['model']}, not by {model.name} as it is now; build the index again"
             )
-        items = [Item(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
         return cls(model, embeddings, items)
 
-    def search(self, query: Any, k: int = 10) -> list[Hit]:
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        minus: Any = (),
+        where: Mapping[str, object] | None = None,
+        hide_similar: float | None = None,
+    ) -> list[Hit]:
         """The k pictures nearest to a query, best first, exactly.
 
         Args:
-            query: a text, a picture (``Path``, PIL image, array), or an embedding float (D,).
-            k: how many; fewer come back if the index is smaller.
+            query: a text, a picture (``Path``, PIL image, array), an embedding float (D,), or a list of these, whose
+                embeddings are added.
+            k: how many; fewer come back if there are no more.
+            minus: what is taken off the query: as ``query``.
+            where: only pictures for which all of these hold: a name of ``Item``'s or of its meta, and a value or a
+                pattern with ``*``.
+            hide_similar: leave out pictures whose cosine similarity with a better hit is at least this.
 
         Raises:
-            ClipkitError: an empty text, an unreadable picture, or k below 1.
+            ClipkitError: an empty text, an unreadable picture, a name that no picture has, or k below 1.
         """
         if k < 1:
             raise ClipkitError(f"k is {k}; it must be at least 1")
-        vector = self._vector(query)
+        vector = self._vector(query, minus)
         scores = np.concatenate(
             [self.embeddings[start : start + _TILE] @ vector for start in range(0, len(self), _TILE)]
         )
-        k = min(k, len(scores))
-        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        top = np.flatnonzero(scores >= kth)  # with all that tie for the last place: the first rows win
-        best = top[np.argsort(-scores[top], kind="stable")][:k]
-        return [self._hit(int(row), float(scores[row])) for row in best]
+        allowed = self.matching(where) if where else np.arange(len(scores))
+        scores = scores[allowed]
+        wanted = k
+        while True:
+            best = _best(scores, wanted)
+            rows = allowed[best].tolist()
+            shown = rows if hide_similar is None else self._unlike(rows, hide_similar, k)
+            if len(shown) >= k or wanted >= len(scores):
+                places = dict(zip(rows, best.tolist(), strict=True))
+                return [self._hit(row, float(scores[places[row]])) for row in shown[:k]]
+            wanted *= 4
+
+    def matching(self, where: Mapping[str, object]) -> NDArray[np.int64]:
+        """int64 (n,) rows of the items for which all of ``where`` holds; see ``search``.
+
+        Raises:
+            ClipkitError: a name that no item has.
+        """
+        own = {field.name for field in fields(Item)} - {"meta"}
+        metas = [json.loads(item.meta) if item.meta else {} for item in self.items] if set(where) - own else []
+        keep = np.ones(len(self), dtype=np.bool_)
+        for name, value in where.items():
+            found = [getattr(i, name) for i in self.items] if name in own else [meta.get(name) for meta in metas]
+            if name not in own and all(v is None for v in found):
+                names = ", ".join(sorted(own | {n for meta in metas for n in meta}))
+                raise ClipkitError(f"no picture of the index has a {name!r}; there are {names}")
+            keep &= [v is not None and (v == value or fnmatchcase(str(v), str(value))) for v in found]
+        return np.flatnonzero(keep)
 
     def thumbnail(self, row: int, side: int = 256) -> Image.Image:
         """A small picture of a row."""
@@ -243,33 +233,42 @@ class Index:
         item = self.items[row]
         return Hit(score, item.path, item.key, item.caption, row)
 
-    def _vector(self, query: Any) -> NDArray[np.float32]:
-        if isinstance(query, str):
-            return self.model.encode_text(query)
-        if isinstance(query, np.ndarray) and query.shape == (self.model.embed_dim,) and query.dtype.kind == "f":
-            return query.astype(np.float32)
-        return self.model.encode_image(query)
+    def _unlike(self, rows: list[int], threshold: float, k: int) -> list[int]:
+        """The first k of ``rows`` without those that are like an earlier one."""
+        shown: list[int] = []
+        for row in rows:
+            if not shown or (self.embeddings[shown] @ self.embeddings[row]).max() < threshold:
+                shown.append(row)
+                if len(shown) == k:
+                    break
+        return shown
+
+    def _vector(self, query: Any, minus: Any) -> NDArray[np.float32]:
+        plus, less = ([*x] if isinstance(x, (list, tuple)) else [x] for x in (query, minus))
+        if len(plus) == 1 and not less:
+            return self._embedding(plus[0])
+        if not plus:
+            raise ClipkitError("nothing to search for: give at least one text or picture to look for")
+        total = sum((self._embedding(term) for term in plus), np.zeros(self.model.embed_dim, dtype=np.float32))
+        total = total - sum((self._embedding(term) for term in less), np.zeros_like(total))
+        length = float(np.linalg.norm(total))
+        if length < 1e-6:
+            raise ClipkitError("nothing is left of the query: what is taken off is what was looked for")
+        return np.asarray(total / np.float32(length), dtype=np.float32)
+
+    def _embedding(self, term: Any) -> NDArray[np.float32]:
+        if isinstance(term, str):
+            return self.model.encode_text(term)
+        if isinstance(term, np.ndarray) and term.shape == (self.model.embed_dim,) and term.dtype.kind == "f":
+            return term.astype(np.float32)
+        return self.model.encode_image(term)
 
 
-def model_fingerprint(model: Aligner) -> str:
-    """Hash of everything that decides the embeddings."""
-    parts = [model.model.image.fingerprint(), model.model.text.fingerprint(), str(model.model.picture.to_dict())]
-    for tower in (model.model.image, model.model.text):
-        for name, tensor in sorted(tower.head.state_dict().items()):
-            parts.append(name + hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest())
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def _encode_readable(model: Aligner, paths: list[Path], skipped: list[str]) -> tuple[list[Path], NDArray[np.float32]]:
-    """Embeddings of the pictures that can be read; the others are added to ``skipped``."""
-    try:
-        return paths, model.encode_image(paths)
-    except ClipkitError:
-        good, rows = [], [np.zeros((0, model.embed_dim), dtype=np.float32)]
-        for path in paths:
-            try:
-                rows.append(model.encode_image([path]))
-                good.append(path)
-            except ClipkitError as error:
-                skipped.append(str(error))
-        return good, np.concatenate(rows)
+def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """int64 (min(k, n),) places of the largest of ``scores`` (n,), best first, the first of equal ones first."""
+    if not len(scores):
+        return np.zeros(0, dtype=np.int64)
+    k = min(k, len(scores))
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    top = np.flatnonzero(scores >= kth)  # with all that tie for the last place: the first rows win
+    return top[np.argsort(-scores[top], kind="stable")][:k]

@@ -80,6 +80,11 @@ def to_pixels(image: Any, spec: PictureSpec, decode: Decode, allow_urls: bool) -
     data, where = _read(image, allow_urls), str(image)
     if decode == "reference":
         return reference_pixels(open_picture(data, where), spec)
+    return encoded_pixels(data, where, spec)
+
+
+def encoded_pixels(data: bytes, where: str, spec: PictureSpec) -> Tensor:
+    """``to_pixels`` of an encoded picture that messages call ``where``."""
     return normalize(fit(decode_image(data, where), spec)[None], spec)[0]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,9 @@ class ShardFiles:
     """Reads stretches of shards: local files are kept open, of remote ones whole chunks are kept on the disk."""
 
     def __init__(self) -> None:
-        self._files: dict[str, int] = {}
+        self._files: dict[str, io.FileIO] = {}
         self._chunks: dict[str, NDArray[np.int64]] = {}
-        self._pid = os.getpid()
+        self._lock, self._pid = threading.Lock(), os.getpid()
 
     def read(self, shard: ShardIndex, at: int, field: int) -> bytes:
         """Picture (0), json (1) or txt (2) of the shard's sample ``at``; empty if it has none.
@@ -39,7 +40,8 @@ class ShardFiles:
             return b""
         if isinstance(shard.path, Remote):
             return read_chunk(self._chunk(shard, shard.path, at), offset, size)
-        data = os.pread(self._open(str(shard.path)), size, offset)
+        file = self._open(str(shard.path))  # held here: another thread may make room for another one meanwhile
+        data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise ClipkitError(f"{shard.path}: the shard is shorter than its index says; was it changed?")
         return data
@@ -54,28 +56,24 @@ class ShardFiles:
         start, stop = (int(n) for n in self._chunks[file.url][at])
         return Chunk(file, start, stop)
 
-    def _open(self, path: str) -> int:
-        if self._pid != os.getpid():  # a forked worker must not share file positions, nor close its parent's files
-            self._files, self._pid = {}, os.getpid()
-        if path not in self._files:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[path] = os.open(path, os.O_RDONLY)
-        return self._files[path]
+    def _open(self, path: str) -> io.FileIO:
+        if self._pid != os.getpid():  # forked: another thread of the parent may hold the lock for ever
+            self._lock, self._pid = threading.Lock(), os.getpid()
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                while len(self._files) >= _OPEN_FILES:
+                    self._files.pop(next(iter(self._files)))  # closed when the last thread that reads it lets go
+                file = self._files[path] = io.FileIO(path)
+            return file
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
-        files, self._files = self._files, {}
-        if self._pid == os.getpid():
-            for fd in files.values():
-                os.close(fd)
+        with self._lock:
+            self._files = {}
 
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_files": {}, "_chunks": {}, "_pid": -1}
+    def __reduce__(self) -> tuple[type[ShardFiles], tuple[()]]:
+        return ShardFiles, ()
 
 
 def _chunk_bounds(spans: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,12 +8,9 @@ what is new.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,15 +20,14 @@ from torch import Tensor
 
 from clipkit.cache import atomic_write, cache_dir
 from clipkit.encoders import DualEncoder, Tower
+from clipkit.encoders.side_by_side import CPU_CAPTIONS, CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import rank, world_size
 from clipkit.pairs import ReadPicture, ShardSet, decode_image, fit, normalize, shrink
 
-CPU_BATCH, BATCH = 4, 128  # a CPU's caches and allocator like small batches: 16 pictures at once take 1.5x as long
+_BATCH = 128  # captions that are measured at a time
 _PART = 8192  # encodings of a file: what a kill can lose
 
-A = TypeVar("A")
-B = TypeVar("B")
 Progress = Callable[[str, int, int], None]
 
 
@@ -149,7 +145,7 @@ def lock_images(
     missing = _share([i for i, key in enumerate(keys) if key is not None and key not in store], keys)
     reasons: dict[int, str] = {}
 
-    def pixels(indices: list[int]) -> tuple[list[int], Tensor]:
+    def pixels(indices: Sequence[int]) -> tuple[list[int], Tensor]:
         good, tensors = [], []
         for i in indices:
             try:
@@ -164,7 +160,7 @@ def lock_images(
         return good, normalize(torch.stack(tensors), model.picture).to(memory_format=torch.channels_last)
 
     model.image.trunk.to(memory_format=torch.channels_last)  # the faster layout for convolutions
-    _encode(model.image, store, keys, missing, pixels, progress, "encoding pictures")
+    _encode(model.image, store, keys, missing, pixels, progress, "encoding pictures", CPU_PICTURES)
     for i, key in enumerate(keys):
         if key is not None and key not in store:
             keys[i] = None
@@ -183,16 +179,16 @@ def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress |
     keys: list[bytes | None] = [text_key(c) for c in unique]
     missing = _share([i for i, key in enumerate(keys) if key is not None and key not in store], keys)
 
-    def tokens(indices: list[int]) -> tuple[list[int], Tensor]:
-        return indices, model.tokenizer([unique[i] for i in indices])
+    def tokens(indices: Sequence[int]) -> tuple[list[int], Tensor]:
+        return list(indices), model.tokenizer([unique[i] for i in indices])
 
-    _encode(model.text, store, keys, missing, tokens, progress, "encoding captions")
+    _encode(model.text, store, keys, missing, tokens, progress, "encoding captions", CPU_CAPTIONS)
     # A token is at least a byte, and a few tokens are no part of the text: most captions need no second look.
     tokenizer = model.tokenizer
     candidates = [c for c in unique if len(c.encode("utf-8", "surrogatepass")) > tokenizer.context_length - 4]
     long: list[str] = []
-    for start in range(0, len(candidates), BATCH):
-        some = candidates[start : start + BATCH]
+    for start in range(0, len(candidates), _BATCH):
+        some = candidates[start : start + _BATCH]
         long += [c for c, cut in zip(some, tokenizer.too_long(tokenizer(some), some), strict=True) if cut]
     return LockedTexts(store, frozenset(long))
 
@@ -228,17 +224,15 @@ def _encode(
     store: EncodingStore,
     keys: list[bytes | None],
     missing: list[int],
-    inputs: Callable[[list[int]], tuple[list[int], Tensor]],
+    inputs: Callable[[Sequence[int]], tuple[list[int], Tensor]],
     progress: Progress | None,
     label: str,
+    on_cpu: int,
 ) -> None:
     device = next(tower.trunk.parameters()).device
-    on_cpu = device.type == "cpu"
-    threads = torch.get_num_threads() if on_cpu else 1
-    size = CPU_BATCH if on_cpu else BATCH
     tower.trunk.eval()
 
-    def run(indices: list[int]) -> tuple[list[int], NDArray[np.float32] | None]:
+    def run(indices: Sequence[int]) -> tuple[list[int], NDArray[np.float32] | None]:
         good, batch = inputs(indices)
         if not good:
             return good, None
@@ -247,34 +241,17 @@ def _encode(
 
     done_keys: list[bytes] = []
     done_rows: list[NDArray[np.float32]] = []
-    pieces = [missing[start : start + size] for start in range(0, len(missing), size)]
     done = 0
-    # Small batches side by side, each on one core: threads that share one small batch wait for each other at every
-    # layer, ten times as long as they compute when another program has one of the cores.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for piece, (good, rows) in zip(pieces, _in_order(pool, run, pieces, 2 * threads), strict=True):
-            if rows is not None:
-                done_rows.append(rows)
-                done_keys += [key for i in good if (key := keys[i]) is not None]
-            done += len(piece)
-            if progress is not None:
-                progress(label, done, len(missing))
-            if done_keys and (len(done_keys) >= _PART or done == len(missing)):
-                store.add(done_keys, np.concatenate(done_rows))
-                done_keys, done_rows = [], []
-    if on_cpu:
-        torch.set_num_threads(threads)
+    for piece, (good, rows) in side_by_side(run, missing, device, on_cpu):
+        if rows is not None:
+            done_rows.append(rows)
+            done_keys += [key for i in good if (key := keys[i]) is not None]
+        done += len(piece)
+        if progress is not None:
+            progress(label, done, len(missing))
+        if done_keys and (len(done_keys) >= _PART or done == len(missing)):
+            store.add(done_keys, np.concatenate(done_rows))
+            done_keys, done_rows = [], []
     if world_size() > 1:
         dist.barrier()
     store.refresh()
-
-
-def _in_order(pool: ThreadPoolExecutor, run: Callable[[A], B], items: list[A], ahead: int) -> Iterator[B]:
-    """``run`` of every item in order, at most ``ahead`` of them computed before they are asked for."""
-    waiting: deque[Future[B]] = deque()
-    for item in items:
-        waiting.append(pool.submit(run, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

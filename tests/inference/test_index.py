@@ -177,7 +177,7 @@ def test_no_index_there(model: Any, tmp_path: Path, index: Index) -> None:
     with pytest.raises(ClipkitError, match="nowhere"):
         Index.open(tmp_path / "nowhere", model)
     path = index.save(tmp_path / "an.index")
-    for file in sorted(path.iterdir()):
+    for file in sorted(p for p in path.iterdir() if p.name != ".lock"):
         data = file.read_bytes()
         for damage in (data[: len(data) // 2], b"", b"\x00" * 100):
             file.write_bytes(damage)
@@ -242,7 +242,8 @@ def _find(owner: str, name: str) -> Any:
 
 def test_a_killed_save_leaves_an_index(tmp_path: Path, model: Any, monkeypatch: Any) -> None:
     """Killed between any two of its operations on the disk, ``save`` leaves the old index or the new one."""
-    monkeypatch.setattr("clipkit.inference.index.model_fingerprint", lambda model: "same")
+    for module in ("index", "index_files"):
+        monkeypatch.setattr(f"clipkit.inference.{module}.model_fingerprint", lambda model: "same")
     lost = []
     for operations in range(100):
         path = tmp_path / f"{operations}" / "an.index"
@@ -271,7 +272,7 @@ def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for owner, name in (("clipkit.inference.index.np", "save"), ("clipkit.inference.index.pq", "write_table")):
+    for owner, name in (("clipkit.inference.index.np", "save"), ("clipkit.inference.index_files.pq", "write_table")):
         with monkeypatch.context() as patch:
             patch.setattr(f"{owner}.{name}", full)
             with pytest.raises(ClipkitError, match=r"an\.index"):
@@ -297,3 +298,52 @@ def test_credits_are_those_of_the_shards_that_the_pictures_are_in(model: Any, tm
     rows = np.eye(len(items), dtype=np.float32)
     assert Index(model, rows, items).credits() == said
     assert Index(model, rows[-1:], items[-1:]).credits() == [], "a file of one's own, whatever lies beside it"
+
+
+def test_arithmetic_of_queries(index: Index, model: Any, folder: Path) -> None:
+    beach, people, photo = (
+        model.encode_text("a beach"),
+        model.encode_text("people"),
+        model.encode_image(folder / "01.jpg"),
+    )
+    wanted = unit(beach + photo - people)
+    hits = index.search(["a beach", folder / "01.jpg"], 12, minus="people")
+    np.testing.assert_allclose([h.score for h in hits], np.sort(index.embeddings @ wanted)[::-1], atol=1e-5)
+    assert index.search(["a beach"], 3) == index.search("a beach", 3)
+    with pytest.raises(ClipkitError, match="nothing is left"):
+        index.search("a beach", minus=["a beach"])
+    with pytest.raises(ClipkitError, match="nothing to search for"):
+        index.search([], minus=["a beach"])
+
+
+def test_filters(model: Any) -> None:
+    labels = ["bird", "fish", "bird", "", "birdhouse"]
+    items = [
+        Item(f"{i}.png", f"{i}", "", meta=json.dumps({"label": x, "n": i}) if x else "") for i, x in enumerate(labels)
+    ]
+    rows = unit(np.random.default_rng(0).normal(size=(5, model.embed_dim)))
+    index = Index(model, rows, items)
+    for where, wanted in (
+        ({"label": "bird"}, {0, 2}), ({"label": "bird*"}, {0, 2, 4}), ({"n": 1}, {1}), ({"key": "[34]"}, {3, 4}),
+        ({"label": "bird*", "key": "0"}, {0}), ({"label": "cat"}, set()),
+    ):  # fmt: skip
+        hits = index.search("a bird", 10, where=where)
+        assert {h.row for h in hits} == wanted
+        assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        assert hits == [h for h in index.search("a bird", 10) if h.row in wanted]
+    with pytest.raises(ClipkitError, match=r"has a 'labl'; there are .*label"):
+        index.search("a bird", where={"labl": "bird"})
+
+
+def test_similar_pictures_are_hidden_behind_the_best_of_them(model: Any) -> None:
+    draw = np.random.default_rng(0)
+    centres = unit(draw.normal(size=(6, 24)))
+    rows = unit(np.repeat(centres, 50, axis=0) + 0.001 * draw.normal(size=(300, 24)))  # six bursts of fifty
+    index = made(model, rows)
+    query = unit(draw.normal(size=24))
+    for k in (1, 3, 6, 10):
+        hits = index.search(query, k, hide_similar=0.99)
+        assert len(hits) == min(k, 6) and len({h.row // 50 for h in hits}) == len(hits)
+        best = [max((rows[b * 50 : b * 50 + 50] @ query).max() for b in {h.row // 50}) for h in hits]
+        np.testing.assert_allclose([h.score for h in hits], best, atol=1e-6)
+    assert len(index.search(query, 300, hide_similar=1.1)) == 300

@@ -7,8 +7,10 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipkit.errors import ClipkitError
@@ -260,3 +262,16 @@ def test_closed_sets_give_their_files_back(tmp_path: Path, write_shards: Write) 
     for _ in range(10):
         read_all()
     assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_threads_that_read_more_shards_than_may_be_open_get_their_own_bytes(
+    write_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open file that makes room for another may be in use by another thread, and its number is given out again."""
+    monkeypatch.setattr("clipkit.pairs.files._OPEN_FILES", 2)
+    shards = open_shards(write_shards(tmp_path / "shards", 12, 3))
+    expected = [shards.read_captions(i) for i in range(len(shards))]
+    assert expected == [(f"{i} a", f"{i} b") for i in range(36)]
+    wanted = np.random.default_rng(0).integers(0, 36, 6000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: shards.read_record(i)[1], wanted)) == [expected[i] for i in wanted]

@@ -1,0 +1,215 @@
+"""An index follows its folder: only what changed is encoded, one writer at a time, whole after any kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipkit.errors import ClipkitError
+from clipkit.inference import Index, index_update
+from clipkit.inference.index_files import exclusive
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Any) -> Path:
+    """Eight pictures of an hour ago."""
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    for i in range(8):
+        put(picture, i, root / ("deep" if i % 2 else ".") / f"{i}.png")
+    return root
+
+
+def put(picture: Any, seed: int, path: Path, age: float = 3600) -> None:
+    picture(seed).save(path)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+class Counting:
+    """A model that notes how many pictures it encodes."""
+
+    def __init__(self, model: Any, patch: pytest.MonkeyPatch) -> None:
+        self.model, self.n = model, 0
+        real = type(model).encode_pixels
+
+        def counted(own: Any, pixels: Any, normalize: bool = True) -> Any:
+            self.n += len(pixels)
+            return real(own, pixels, normalize)
+
+        patch.setattr(type(model), "encode_pixels", counted)
+
+    def since(self) -> int:
+        n, self.n = self.n, 0
+        return n
+
+
+@pytest.fixture
+def counting(model: Any, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(model, monkeypatch)
+
+
+def same(index: Index, model: Any, folder: Path) -> bool:
+    fresh = Index.build(model, folder)
+    np.testing.assert_allclose(index.embeddings, fresh.embeddings, atol=1e-6)
+    return [(i.path, i.key, i.content) for i in index.items] == [(i.path, i.key, i.content) for i in fresh.items]
+
+
+def test_only_what_changed_is_encoded(folder: Path, tmp_path: Path, counting: Counting, picture: Any) -> None:
+    path, model = tmp_path / "an.index", counting.model
+    index, changes = Index.update(path, model, folder)
+    assert changes == (8, 0, 0, 0) and counting.since() == 8
+    assert same(index, model, folder) and counting.since() == 8
+
+    before = sorted(p.name for p in path.iterdir())
+    assert Index.update(path, model, folder)[1] == (0, 0, 0, 8) and counting.since() == 0
+    assert sorted(p.name for p in path.iterdir()) == before, "nothing new, nothing written"
+
+    put(picture, 100, folder / "new.png")
+    put(picture, 101, folder / "2.png", age=1800)  # another picture under an old name
+    (folder / "4.png").unlink()
+    (folder / "6.png").rename(folder / "moved.png")  # known by its content
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    os.utime(folder / "0.png")  # touched, not changed
+    index, changes = Index.update(path, model, folder)
+    assert counting.since() == 2
+    assert changes == (3, 1, 2, 5)
+    assert same(index, model, folder)
+    assert index.search(folder / "moved.png", 1)[0].path.endswith("moved.png")
+
+
+def test_a_change_within_the_clocks_grain_is_seen(
+    folder: Path, tmp_path: Path, counting: Counting, picture: Any
+) -> None:
+    """Same size, same time: a file that was young when it was read is read again."""
+    path = tmp_path / "an.index"
+    young = folder / "young.bmp"
+    picture(1).save(young)
+    stat = young.stat()
+    Index.update(path, counting.model, folder)
+    picture(2).save(young)
+    os.utime(young, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert young.stat().st_size == stat.st_size and young.stat().st_mtime_ns == stat.st_mtime_ns
+    index, changes = Index.update(path, counting.model, folder)
+    assert changes.changed == 1 and same(index, counting.model, folder)
+
+
+def test_unreadable_files_are_left_out_and_come_back(folder: Path, tmp_path: Path, model: Any, picture: Any) -> None:
+    path = tmp_path / "an.index"
+    good = (folder / "2.png").read_bytes()
+    Index.update(path, model, folder)
+    (folder / "2.png").write_bytes(b"no picture")
+    index, changes = Index.update(path, model, folder)
+    assert changes == (0, 0, 1, 7) and len(index.skipped) == 1 and "2.png" in index.skipped[0]
+    (folder / "2.png").write_bytes(good)
+    index, changes = Index.update(path, model, folder)
+    assert changes == (1, 0, 0, 7) and not index.skipped and same(index, model, folder)
+
+
+def test_a_second_writer_is_told_to_wait(folder: Path, tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "an.index"
+    index, _ = Index.update(path, model, folder)
+    with exclusive(path):
+        for write in (lambda: Index.update(path, model, folder), lambda: index.save(path)):
+            with pytest.raises(ClipkitError, match="another process is writing"):
+                write()
+        assert len(Index.open(path, model)) == 8, "readers do not wait"
+    Index.update(path, model, folder)
+
+
+def test_another_model_is_refused_before_anything_is_encoded(
+    folder: Path, tmp_path: Path, model: Any, sigmoid_model: Any
+) -> None:
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder)
+    with pytest.raises(ClipkitError, match="build the index again"):
+        Index.update(path, sigmoid_model, folder)
+    assert len(Index.open(path, model)) == 8
+
+
+def test_nothing_is_lost_by_an_empty_folder_or_another_ones_files(folder: Path, tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipkitError, match="no picture in it"):
+        Index.update(path, model, tmp_path / "empty")
+    assert len(Index.open(path, model)) == 8
+    with pytest.raises(ClipkitError, match="is no index"):
+        Index.update(folder, model, folder)
+
+
+def test_a_stopped_update_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_update, "_PART", 2)
+    path = tmp_path / "an.index"
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Index.update(path, counting.model, folder, stop)
+    with pytest.raises(ClipkitError, match="no index there"):
+        Index.open(path, counting.model)
+    counting.since()
+    index, changes = Index.update(path, counting.model, folder)
+    assert changes.added == 8 and counting.since() <= 4
+    assert same(index, counting.model, folder) and not list(path.glob("pending-*"))
+
+
+_UPDATE = """
+import sys
+from pathlib import Path
+import clipkit
+from clipkit.inference import Index, index_update
+index_update._PART = 2
+model = clipkit.load(sys.argv[1], device="cpu")
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    for folder in sys.argv[3:]:
+        Index.update(sys.argv[2], model, folder)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_an_index(
+    folder: Path, tmp_path: Path, transformers_clip: Path, picture: Any
+) -> None:
+    """A process that goes back and forth between two folders is killed again and again: the index is one of them."""
+    import clipkit
+
+    model = clipkit.load(transformers_clip, device="cpu")
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(50, 55):
+        put(picture, i, other / f"{i}.png")
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder)
+    seen = set()
+    for delay in np.linspace(0.05, 1.5, 12):
+        command = [sys.executable, "-c", _UPDATE, str(transformers_clip), str(path), str(folder), str(other)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin and process.stdout and process.stdout.readline() == "ready\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        index = Index.open(path, model)
+        seen.add(len(index))
+        assert len(index) in (5, 8)
+        root = other if len(index) == 5 else folder
+        assert {item.path for item in index.items} == {str(p) for p in root.rglob("*.png")}
+    assert len(seen) == 2, "always killed at the same place"
+    index, _ = Index.update(path, model, folder)
+    assert same(index, model, folder)
