@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,86 +14,11 @@ import tyro
 from clipkit.config import Config
 from clipkit.errors import ClipkitError
 from clipkit.inputs import check_output, lines_or_values, parse_flags, picture_paths, read_lines
+from clipkit.model_option import DEFAULT_RUN, ModelOption, list_skipped
+from clipkit.search_commands import MakeIndex, Search
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch: each verb imports what it needs when it runs
-    from clipkit.inference import Aligner, Index
     from clipkit.training.console import Console
-
-DEFAULT_RUN = "runs/starter"
-
-
-@dataclass(frozen=True)
-class _Model:
-    model: str = DEFAULT_RUN
-    """Run directory, model directory, or model name."""
-    pretrained: str | None = None
-    """Weights, for open_clip names."""
-    device: str | None = None
-    """cpu, cuda, mps. Default: the best there is."""
-    precision: str = "float32"
-    """float32, or bf16."""
-
-    def load(self) -> Aligner:
-        """The model."""
-        from clipkit.inference import load
-
-        if self.model == DEFAULT_RUN and not Path(DEFAULT_RUN).exists():
-            raise ClipkitError(f"{DEFAULT_RUN}: no such run here; train it with `clipkit train`, or pass --model")
-        return load(self.model, self.pretrained, device=self.device, precision=self.precision)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Find pictures by words or by a picture."""
-
-    query: tyro.conf.Positional[str]
-    """Words, or the path of a picture."""
-    model: tyro.conf.OmitArgPrefixes[_Model] = field(default_factory=_Model)
-    images: str | None = None
-    """Folder of pictures to search. Default: the pictures that the run was tested on."""
-    index: str | None = None
-    """Index made by `clipkit index`."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
-    """How many."""
-    threshold: float | None = None
-    """Leave out pictures whose cosine similarity is lower."""
-    json: bool = False
-    """Print JSON."""
-
-    def run(self, console: Console) -> None:
-        from clipkit.pairs.index import IMAGE_EXTENSIONS
-
-        model = self.model.load()
-        index = find_index(model, self.images, self.index, console)
-        is_picture = Path(self.query).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
-        hits = index.search(Path(self.query) if is_picture else self.query, self.n)
-        hits = [h for h in hits if self.threshold is None or h.score >= self.threshold]
-        if self.json:
-            print(json.dumps([h.__dict__ for h in hits], indent=2, ensure_ascii=False))
-            return
-        for hit in hits:
-            shown = hit.path if index.items[hit.row].offset < 0 else f"{hit.path}/{hit.key}"
-            print(f"{hit.score:.3f}  {_relative(shown)}{'  ' + hit.caption if hit.caption else ''}")
-
-
-@dataclass(frozen=True)
-class MakeIndex:
-    """Index a folder of pictures, to search it at once later."""
-
-    folder: tyro.conf.Positional[str]
-    """Folder of pictures; the folders in it too."""
-    output: str | None = None
-    """Where the index goes. Default: FOLDER.index beside the folder."""
-    model: tyro.conf.OmitArgPrefixes[_Model] = field(default_factory=_Model)
-
-    def run(self, console: Console) -> None:
-        from clipkit.inference import Index
-
-        index = Index.build(self.model.load(), self.folder, console.progress)
-        output = self.output or f"{self.folder.rstrip('/')}.index"
-        index.save(output)
-        _list_skipped(index.skipped)
-        print(f'{len(index):,} pictures indexed: clipkit search "..." --index {output} --model {self.model.model}')
 
 
 @dataclass(frozen=True)
@@ -107,7 +31,7 @@ class Classify:
     """Class names, or one file with a name per line."""
     templates: tuple[str, ...] = ()
     """Sentences with {} in the place of the class, or the name of a set: default, photo, none."""
-    model: tyro.conf.OmitArgPrefixes[_Model] = field(default_factory=_Model)
+    model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3
     """Labels shown for each picture."""
     json: bool = False
@@ -133,7 +57,7 @@ class Classify:
             raise ClipkitError(bad[0] if len(bad) == 1 else f"none of {len(bad)} pictures can be read ({bad[0]})")
         if self.json:
             print(json.dumps(results, indent=2, ensure_ascii=False))
-        _list_skipped(bad)
+        list_skipped(bad)
 
 
 @dataclass(frozen=True)
@@ -146,7 +70,7 @@ class MatchPairs:
     """File with a caption per line."""
     output: str | None = None
     """CSV for the result. Default: printed."""
-    model: tyro.conf.OmitArgPrefixes[_Model] = field(default_factory=_Model)
+    model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
         paths, captions = picture_paths([self.images]), read_lines(self.captions)
@@ -207,7 +131,7 @@ class Evaluate:
         from clipkit.measure import measure
 
         check_output(self.output)
-        model = _Model(self.model_name, self.pretrained, self.device, self.precision).load()
+        model = ModelOption(self.model_name, self.pretrained, self.device, self.precision).load()
         config = Config().replace(image_column=self.image_column, caption_column=self.caption_column)
         templates = _templates(self.templates)
         measured = measure(model, self.data, self.split, config, templates, list(self.languages), console)
@@ -224,7 +148,7 @@ class Embed:
     """Pictures, folders of pictures, or one .txt file."""
     output: str = "embeddings"
     """OUTPUT.npy (float32, unit norm, a row each) and OUTPUT.parquet (what each row is)."""
-    model: tyro.conf.OmitArgPrefixes[_Model] = field(default_factory=_Model)
+    model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
         import numpy as np
@@ -263,37 +187,7 @@ def run(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def find_index(model: Aligner, images: str | None, index: str | None, console: Console) -> Index:
-    """The index to search: a saved one, one of a folder made on the spot, or the run's own."""
-    from clipkit.inference import Index
-    from clipkit.training.checkpoint import FOLDER
-
-    if index is not None:
-        return Index.open(index, model)
-    if images is not None:
-        built = Index.build(model, images, console.progress)
-        _list_skipped(built.skipped)
-        return built
-    own = Path(model.name) / "index"
-    if not (Path(model.name) / FOLDER).is_dir() or not own.is_dir():
-        raise ClipkitError("nothing to search: pass --images FOLDER, or --index made by `clipkit index`")
-    return Index.open(own, model)
-
-
 def _templates(values: tuple[str, ...]) -> str | list[str] | None:
     if not values:
         return None
     return values[0] if len(values) == 1 else list(values)
-
-
-def _list_skipped(reasons: list[str]) -> None:
-    for reason in reasons[:5]:
-        print(f"clipkit: skipped {reason}", file=sys.stderr)
-    if len(reasons) > 5:
-        print(f"clipkit: skipped {len(reasons) - 5} more", file=sys.stderr)
-
-
-def _relative(path: str) -> str:
-    """``path`` from here, if that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(path) else path

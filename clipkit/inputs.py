@@ -86,3 +86,36 @@ def lines_or_values(values: tuple[str, ...], flag: str) -> list[str]:
     if len(values) == 1 and "," in values[0]:
         return [v.strip() for v in values[0].split(",") if v.strip()]
     return list(values)
+
+
+def parse_query(text: str) -> tuple[list[str | Path], list[str | Path]]:
+    """What a query adds and what it takes off: texts, and pictures as paths.
+
+    Words are one text, and the path of a picture one picture. ``"a beach" + photo.jpg - "people"`` is arithmetic: texts
+    in quotes and pictures, joined by + and -. Words that merely hold a + or a - stay words.
+    """
+    from clipkit.pairs.index import IMAGE_EXTENSIONS
+
+    def is_picture(word: str) -> bool:
+        return Path(word).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+
+    term = r'(?:"[^"]+"|[^"\s]+)'
+    if re.fullmatch(rf"\s*{term}(?:\s+[+-]\s+{term})+\s*", text):
+        found = re.findall(rf"(?:^|\s([+-])\s)\s*({term})", text.strip())
+        if all(word.startswith('"') or is_picture(word) for _, word in found):
+            terms = [(sign, word.strip('"') if word.startswith('"') else Path(word)) for sign, word in found]
+            return [t for sign, t in terms if sign != "-"], [t for sign, t in terms if sign == "-"]
+    quoted = re.fullmatch(r'\s*"([^"]+)"\s*', text)
+    return [quoted[1] if quoted else Path(text) if is_picture(text) else text], []
+
+
+def parse_where(values: Sequence[str]) -> dict[str, str]:
+    """``NAME=PATTERN`` pairs as a dict.
+
+    Raises:
+        ClipkitError: a value without =.
+    """
+    for value in values:
+        if "=" not in value:
+            raise ClipkitError(f"--where {value}: expected NAME=PATTERN, as in label=bird or 'path=*/2019/*'")
+    return dict(value.split("=", 1) for value in values)

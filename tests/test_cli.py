@@ -318,6 +318,25 @@ def test_search_json(cli: Cli, run: Path, table: Path) -> None:
     assert len(hits) == 60 and all(Path(h["path"]).is_file() for h in hits)
 
 
+def test_search_with_arithmetic_filters_and_a_viewer(
+    cli: Cli, run: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    picture = table.parent / "010.png"
+    common = ["--model", run, "--images", table.parent, "--json"]
+    status, out, _ = cli("search", f'{picture} - "blue"', *common, "-n", "5", "--where", "key=01*", "--open")
+    hits = json.loads(out)
+    assert status == 0 and len(hits) == 5 and all(h["key"].startswith("01") for h in hits)
+    assert [Path(address).name for address in shown] == [Path(h["path"]).name for h in hits]
+    assert all(address.startswith("file:///") for address in shown)
+    status, out, _ = cli("search", picture, *common, "-n", "60", "--hide-similar", "0.99")
+    few = json.loads(out)
+    assert few[0]["path"] == str(picture) and 1 <= len(few) < 60
+    status, _, err = cli("search", "a bird", *common, "--where", "labl=bird")
+    assert status == 2 and "labl" in err and err.count("\n") == 1
+
+
 def test_index_and_search(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -327,6 +346,9 @@ def test_index_and_search(cli: Cli, run: Path, table: Path, tmp_path: Path) -> N
     status, out, err = cli("index", folder, "--model", run)
     assert status == 0 and "2 pictures" in out and (tmp_path / "photos.index").is_dir()
     assert err.startswith("clipkit: skipped") and "bad.png" in err and err.count("\n") == 1
+    assert "(2 added)" in out
+    status, out, _ = cli("index", folder, "--model", run)
+    assert status == 0 and "2 pictures indexed (nothing has changed)" in out
     status, out, _ = cli("search", "a red plain", "--index", tmp_path / "photos.index", "--model", run, "--json")
     assert status == 0 and sorted(Path(h["path"]).name for h in json.loads(out)) == ["blue.png", "red.png"]
     status, out, _ = cli("index", folder, "--model", run, "--output", tmp_path / "other.index")

@@ -48,6 +48,7 @@ def update_index(path: Path, model: Aligner, folder: Path, progress: Progress | 
         ClipkitError: no such folder, no readable picture in it, an index of another model, another process that
             writes it, or a disk that is full.
     """
+    folder = folder.absolute()  # found again from anywhere
     paths = find_pictures(folder)
     with exclusive(path):
         old = Index.open(path, model) if (path / HEADER).is_file() else None
