@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import classifier_weights
 from clipkit.evaluation.templates import check_class_names, check_templates
+from clipkit.inference.calibration import Calibration, calibrate, probabilities
 from clipkit.inference.pictures import as_list
 
 if TYPE_CHECKING:
@@ -41,10 +41,23 @@ class Classifier:
         self.templates = check_templates(templates if templates is not None else aligner.model.templates)
         self.weights = classifier_weights(aligner.encode_text, self.classes_, self.templates)
         self.intercept = np.zeros(len(self.classes_), dtype=np.float32)
+        self.temperature = 1.0
+        self.none_below: float | None = None
 
     def predict(self, images: Any) -> list[str]:
-        """The best label of each picture."""
+        """The best label of each picture, also where it is an unlikely one; see ``predict_or_none``."""
         return [self.classes_[i] for i in self.decision_function(images).argmax(axis=1)]
+
+    def predict_or_none(self, images: Any) -> list[str | None]:
+        """The best label of each picture, or None where it is none of these, as ``calibrate`` has found.
+
+        Raises:
+            ClipkitError: not calibrated.
+        """
+        if self.none_below is None:
+            raise ClipkitError('"none of these" needs a threshold: calibrate(images, labels) finds one')
+        rows = self.predict_proba(images)
+        return [self.classes_[row.argmax()] if row.max() >= self.none_below else None for row in rows]
 
     def predict_proba(self, images: Any) -> Array:
         """Probabilities, float32 (N, C).
@@ -52,11 +65,32 @@ class Classifier:
         Rows sum to 1 for models trained with a softmax; a sigmoid model (SigLIP) gives each label its own
         probability, and they need not.
         """
-        logits = self.decision_function(images)
-        if self.aligner.kind == "sigmoid":
-            return expit(logits).astype(np.float32)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        logits = self.decision_function(images).astype(np.float64) / self.temperature
+        return probabilities(logits, self.aligner.kind).astype(np.float32)
+
+    def calibrate(self, images: Any, labels: Sequence[str | None]) -> Calibration:
+        """Make the probabilities mean what they say, on labelled pictures other than those of ``fit``.
+
+        Sets ``temperature`` and ``none_below``; see ``clipkit.inference.calibration``.
+
+        Args:
+            images: pictures, as ``encode_image`` takes them.
+            labels: of each, one of the classifier's; None for a picture that is none of these.
+
+        Raises:
+            ClipkitError: lengths that differ, a label that is not the classifier's, or too few pictures.
+        """
+        pictures, names = as_list(images), list(labels)
+        if len(pictures) != len(names):
+            raise ClipkitError(f"{len(pictures)} pictures and {len(names)} labels: give one label for each picture")
+        place: dict[str | None, int] = {name: i for i, name in enumerate(self.classes_)} | {None: -1}
+        unknown = sorted({str(name) for name in names if name not in place})
+        if unknown:
+            raise ClipkitError(f"label {unknown[0]!r} is not among the classifier's: {', '.join(self.classes_[:10])}")
+        logits = self.decision_function(pictures).astype(np.float64)
+        found = calibrate(logits, np.array([place[name] for name in names], dtype=np.int64), self.aligner.kind)
+        self.temperature, self.none_below = found.temperature, found.none_below
+        return found
 
     def top_k(self, images: Any, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k best labels of each picture with their probabilities, best first."""
@@ -119,6 +153,7 @@ class Classifier:
             objective, np.concatenate([start.ravel(), np.zeros(shape[0])]), jac=True, method="L-BFGS-B",
             options={"maxiter": 500},
         )  # fmt: skip
+        self.temperature, self.none_below = 1.0, None  # other logits
         self.weights = zero_shot.copy()
         self.intercept = np.zeros(len(self.classes_), dtype=np.float32)
         self.weights[present] = found.x[: start.size].reshape(shape)
