@@ -78,6 +78,7 @@ VERBS = {
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),
     "classify": Verb("name pictures with labels of your own", _command("classify")),
+    "calibrate": Verb("make the probabilities of classify mean what they say", _command("calibrate")),
     "match": Verb("match pictures with captions", _command("match")),
     "embed": Verb("write embeddings of pictures or lines of text", _command("embed")),
     "verify-gradients": Verb("compare this cluster's gradients with one process's", _verify_gradients),

@@ -11,53 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from clipkit.classify_commands import Calibrate, Classify
 from clipkit.config import Config
-from clipkit.errors import ClipkitError
-from clipkit.inputs import check_output, lines_or_values, parse_flags, picture_paths, read_lines
-from clipkit.model_option import DEFAULT_RUN, ModelOption, list_skipped
+from clipkit.inputs import as_templates, check_output, parse_flags, picture_paths, read_lines
+from clipkit.model_option import DEFAULT_RUN, ModelOption
 from clipkit.search_commands import MakeIndex, Search
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch: each verb imports what it needs when it runs
     from clipkit.training.console import Console
-
-
-@dataclass(frozen=True)
-class Classify:
-    """Name pictures with labels of your own."""
-
-    images: tyro.conf.Positional[tuple[str, ...]]
-    """Pictures, or folders of them."""
-    labels: tuple[str, ...] = ()
-    """Class names, or one file with a name per line."""
-    templates: tuple[str, ...] = ()
-    """Sentences with {} in the place of the class, or the name of a set: default, photo, none."""
-    model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3
-    """Labels shown for each picture."""
-    json: bool = False
-    """Print JSON."""
-
-    def run(self, console: Console) -> None:
-        labels = lines_or_values(self.labels, "--labels")
-        if self.k < 1:
-            raise ClipkitError(f"-k is {self.k}; it must be at least 1")
-        classifier = self.model.load().classifier(labels, _templates(self.templates))
-        results = []
-        bad: list[str] = []
-        for path in picture_paths(self.images):
-            try:
-                best = classifier.top_k([path], min(self.k, len(labels)))[0]
-            except ClipkitError as error:
-                bad.append(str(error))
-                continue
-            results.append({"path": str(path), "labels": [{"label": n, "probability": p} for n, p in best]})
-            if not self.json:
-                print(f"{path}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
-        if bad and not results:
-            raise ClipkitError(bad[0] if len(bad) == 1 else f"none of {len(bad)} pictures can be read ({bad[0]})")
-        if self.json:
-            print(json.dumps(results, indent=2, ensure_ascii=False))
-        list_skipped(bad)
 
 
 @dataclass(frozen=True)
@@ -133,7 +94,7 @@ class Evaluate:
         check_output(self.output)
         model = ModelOption(self.model_name, self.pretrained, self.device, self.precision).load()
         config = Config().replace(image_column=self.image_column, caption_column=self.caption_column)
-        templates = _templates(self.templates)
+        templates = as_templates(self.templates)
         measured = measure(model, self.data, self.split, config, templates, list(self.languages), console)
         if self.output:
             Path(self.output).write_text(json.dumps(measured, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -172,6 +133,7 @@ _VERBS: dict[str, Any] = {
     "search": Search,
     "index": MakeIndex,
     "classify": Classify,
+    "calibrate": Calibrate,
     "match": MatchPairs,
     "evaluate": Evaluate,
     "embed": Embed,
@@ -185,9 +147,3 @@ def run(name: str, arguments: list[str]) -> int:
 
     verb.run(Console(speaks=True))
     return 0
-
-
-def _templates(values: tuple[str, ...]) -> str | list[str] | None:
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else list(values)

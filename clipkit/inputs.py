@@ -119,3 +119,10 @@ def parse_where(values: Sequence[str]) -> dict[str, str]:
         if "=" not in value:
             raise ClipkitError(f"--where {value}: expected NAME=PATTERN, as in label=bird or 'path=*/2019/*'")
     return dict(value.split("=", 1) for value in values)
+
+
+def as_templates(values: Sequence[str]) -> str | list[str] | None:
+    """Prompts from the command line: sentences, the name of a set, or None for what suits the model."""
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else list(values)

@@ -476,3 +476,38 @@ def test_a_closed_pipe_is_no_error(run: Path, table: Path) -> None:
     )  # fmt: skip
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
     assert done.stdout.count("\n") == 1
+
+
+def test_calibrate_and_classify(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
+    root, out_file = tmp_path / "classes", tmp_path / "calibration.json"
+    for colour in ("red", "blue"):
+        (root / colour).mkdir(parents=True)
+        for i, shape in enumerate(("plain", "left", "right") * 2):
+            draw(colour, shape).save(root / colour / f"{i}.png")
+    (root / "none").mkdir()
+    draw("green", "plain").save(root / "none" / "0.png")
+    status, out, err = cli("calibrate", root, "--model", run, "--output", out_file)
+    assert status == 0 and err == ""
+    assert "12 pictures of 2 classes, 1 of none" in out and "expected calibration error" in out
+    made = json.loads(out_file.read_text())
+    assert made["labels"] == ["blue", "red"] and made["temperature"] > 0
+
+    status, out, _ = cli("classify", root, "--calibration", out_file, "--model", run, "--json")
+    results = json.loads(out)
+    assert status == 0 and len(results) == 13
+    for result in results:
+        assert result["none_of_these"] == (result["labels"][0]["probability"] < made["none_below"])
+    kept = [not r["none_of_these"] for r in results if "/none/" not in r["path"]]
+    assert sum(kept) / len(kept) == pytest.approx(made["known_kept"])
+    status, out, _ = cli("classify", root / "none", "--calibration", out_file, "--model", run)
+    assert status == 0 and ("none of these (" in out) == (made["none_found"] == 1)
+
+    assert "--labels" in mistake("classify", root, "--calibration", out_file, "--labels", "a", "b", "--model", run)
+    assert "gone.json" in mistake("classify", root, "--calibration", tmp_path / "gone.json", "--model", run)
+    (tmp_path / "other.json").write_text('{"labels": ["a"]}')
+    assert "other.json" in mistake("classify", root, "--calibration", tmp_path / "other.json", "--model", run)
+    made["fingerprint"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(made))
+    assert "calibrate again" in mistake("classify", root, "--calibration", tmp_path / "other.json", "--model", run)
+    assert "classes" in mistake("calibrate", root / "red", "--model", run)
+    assert "nowhere" in mistake("calibrate", tmp_path / "nowhere", "--model", run)
