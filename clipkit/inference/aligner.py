@@ -16,6 +16,7 @@ from clipkit.encoders import DualEncoder
 from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.encoding import encode_captions, inference
+from clipkit.evaluation.templates import classifier_weights
 from clipkit.inference.pictures import as_list, is_single, to_pixels
 from clipkit.pairs.decode import Decode
 
@@ -179,6 +180,38 @@ class Aligner:
         rows, columns = linear_sum_assignment(matrix, maximize=True)
         pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
         return Match(matrix, matrix.argmax(axis=1), matrix.argmax(axis=0), pairs)
+
+    def caption(
+        self, images: Any, pool: Sequence[str], k: int = 5, templates: str | Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]] | list[tuple[str, float]]:
+        """The captions of a pool that fit pictures best: (caption, cosine similarity), best first.
+
+        Args:
+            images: one picture or a sequence, as ``encode_image`` takes them.
+            pool: captions to choose from, in any number; equal ones count once.
+            k: how many for each picture.
+            templates: sentences with ``{}`` in the place of the caption, or the name of a set: a caption is then the
+                mean of its prompts' embeddings. By default it is itself.
+
+        Returns:
+            A list for each picture, or one list for a single picture.
+
+        Raises:
+            ClipkitError: an empty pool, an empty caption, k below 1, or an unreadable picture.
+        """
+        if k < 1:
+            raise ClipkitError(f"k is {k}; it must be at least 1")
+        captions = list(dict.fromkeys(_texts(pool)))
+        if not captions:
+            raise ClipkitError("the pool is empty: give captions to choose from")
+        if templates:
+            texts_KD = classifier_weights(self.encode_text, captions, templates)
+        else:
+            texts_KD = self.encode_text(captions)
+        scores = np.atleast_2d(self.encode_image(as_list(images))) @ np.asarray(texts_KD).T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best = [[(captions[j], float(row[j])) for j in chosen] for row, chosen in zip(scores, order, strict=True)]
+        return best[0] if is_single(images) else best
 
     def classifier(self, labels: Sequence[str], templates: str | Sequence[str] | None = None) -> Classifier:
         """A zero-shot classifier over ``labels``; see ``Classifier``.

@@ -291,3 +291,26 @@ def test_match_wants_both_sides(model: Any, files: list[Path]) -> None:
 def test_match_of_one_picture_and_one_caption(model: Any, files: list[Path]) -> None:
     match = model.match(files[0], "a bird")
     assert match.matrix.shape == (1, 1) and match.assignment == [(0, 0)]
+
+
+def test_captions_are_the_nearest_of_the_pool(model: Any, files: list[Path]) -> None:
+    pool = ["a red bird", "two dogs", "a red bird", "the small wall", "a photo"]
+    distinct = ["a red bird", "two dogs", "the small wall", "a photo"]
+    scores = model.similarity(files, distinct)
+    for k in (1, 3, 9):
+        found = model.caption(files, pool, k)
+        for row, best in zip(scores, found, strict=True):
+            order = np.argsort(-row, kind="stable")[:k]
+            assert [caption for caption, _ in best] == [distinct[j] for j in order]
+            np.testing.assert_allclose([score for _, score in best], row[order], atol=1e-6)
+    assert model.caption(files[0], pool, 3) == model.caption(files[:1], pool, 3)[0]
+    prompts = ["a photo of {}.", "{} on a wall"]
+    classifier = model.classifier(distinct, prompts)
+    best = model.caption(files[0], pool, 4, prompts)
+    expected = dict(zip(distinct, model.encode_image(files[0]) @ classifier.weights.T, strict=True))
+    assert {caption: pytest.approx(score, abs=1e-5) for caption, score in best} == expected
+    for wrong, said in (([], "pool is empty"), (["a dog", " "], "is empty")):
+        with pytest.raises(ClipkitError, match=said):
+            model.caption(files, wrong)
+    with pytest.raises(ClipkitError, match="k is 0"):
+        model.caption(files, pool, 0)
