@@ -86,25 +86,31 @@ class MakeIndex:
 
 
 def find_index(model: Aligner, images: str | None, index: str | None, console: Console) -> Index:
-    """The index to search: a saved one, one of a folder made on the spot, or the run's own."""
-    from clipkit.cache import cache_dir
+    """The index to search: a saved one, that of a folder, or the run's own."""
     from clipkit.inference import Index
-    from clipkit.inference.index_files import model_fingerprint
     from clipkit.training.checkpoint import FOLDER
 
     if index is not None:
         return Index.open(index, model)
     if images is not None:
-        name = hashlib.blake2b(
-            f"{Path(images).resolve()} {model_fingerprint(model)}".encode(), digest_size=16
-        ).hexdigest()
-        kept, _ = Index.update(cache_dir() / "folders" / name, model, images, console.progress)
-        list_skipped(kept.skipped)
-        return kept
+        return folder_index(model, images, console)
     own = Path(model.name) / "index"
     if not (Path(model.name) / FOLDER).is_dir() or not own.is_dir():
         raise ClipkitError("nothing to search: pass --images FOLDER, or --index made by `clipkit index`")
     return Index.open(own, model)
+
+
+def folder_index(model: Aligner, folder: str | Path, console: Console) -> Index:
+    """The index of a folder as it is now, kept in the cache, so that only what is new is encoded."""
+    from clipkit.cache import cache_dir
+    from clipkit.inference import Index
+    from clipkit.inference.index_files import model_fingerprint
+
+    which = f"{Path(folder).resolve()} {model_fingerprint(model)}"
+    name = hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
+    index, _ = Index.update(cache_dir() / "folders" / name, model, folder, console.progress)
+    list_skipped(index.skipped)
+    return index
 
 
 def _show(index: Index, hits: list[Hit]) -> None:

@@ -10,6 +10,7 @@ import tyro
 
 from clipkit.errors import ClipkitError, exit_status
 from clipkit.inference import Aligner, Index, load
+from clipkit.search_commands import folder_index
 from clipkit.training.console import Console
 
 DEFAULT_RUN = "runs/starter"
@@ -59,12 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 def find_index(model: Aligner, run: str, folder: Path | None, index: Path | None) -> Index | None:
     """What there is to search: the folder, the index, the run's own pictures, or nothing."""
     if folder is not None:
-        built = Index.build(model, folder, Console(speaks=True).progress)
-        for reason in built.skipped[:5]:
-            print(f"clipkit: skipped {reason}", file=sys.stderr)
-        if len(built.skipped) > 5:
-            print(f"clipkit: skipped {len(built.skipped) - 5} more", file=sys.stderr)
-        return built
+        return folder_index(model, folder, Console(speaks=True))
     own = Path(run) / INDEX
     if index is None and not own.is_dir():
         return None
