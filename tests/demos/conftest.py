@@ -17,6 +17,13 @@ from clipkit.inference import Aligner, Index
 COLOURS = ("red", "green", "blue", "orange", "purple", "grey")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model() -> Aligner:
     """Random weights, the same ones each time."""
