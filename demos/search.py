@@ -1,4 +1,4 @@
-"""Search: words or a picture in, the nearest pictures of the index out."""
+"""Search: words, a picture, or both in, the nearest pictures of the index out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from demos.inputs import MAX_CHARACTERS, check_picture, read_picture, user_error
 from demos.thumbnails import Thumbnails
 
 MAX_RESULTS = 60
+SIMILAR = 0.95  # cosine similarity from which two pictures count as alike
 _NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
+
+# A field that starts like a formula is one to a spreadsheet, so it gets an apostrophe in front.
+_CSV = r"""[Object.keys(rows[0] ?? {}), ...rows.map(row => Object.values(row))].map(cells => cells.map(cell => {
+  const text = String(cell), formula = /^[=+@\t\r-]/.test(text) && !/^-?[0-9.]+$/.test(text);
+  return '"' + (formula ? "'" : "") + text.replaceAll('"', '""') + '"';
+}).join(",")).join("\r\n")"""
 
 Found = tuple[list[tuple[str, str]], list[dict[str, Any]]]
 
@@ -24,20 +31,29 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
     thumbnails = Thumbnails(index) if index is not None else None
 
     @user_errors
-    def search(words: str = "", picture: str | None = None, count: int = 12) -> Found:
-        """Pictures of the index nearest to words or to a picture, best first, with cosine similarities."""
+    def search(
+        words: str = "", picture: str | None = None, count: int = 12, without: str = "", hide_similar: bool = False
+    ) -> Found:
+        """Pictures of the index nearest to words, to a picture, or to both together, best first, with cosine
+        similarities; what is in ``without`` is taken off, and ``hide_similar`` shows one of a burst."""
         if index is None or thumbnails is None:
             raise ClipkitError(_NOTHING)
-        check_words(words, picture)
-        query: Any = words.strip() if words and words.strip() else None
-        if query is None and picture is not None:
-            query = read_picture(picture, model.model.picture).pixels
-        return results(thumbnails, index.search(query, int(count)))
+        check_query(words, picture)
+        query: list[Any] = [words.strip()] if words and words.strip() else []
+        if picture is not None:
+            query.append(read_picture(picture, model.model.picture).pixels)
+        minus = [without.strip()] if without and without.strip() else []
+        alike = SIMILAR if hide_similar else None
+        return results(thumbnails, index.search(query, int(count), minus=minus, hide_similar=alike))
 
-    def check(words: str = "", picture: str | None = None, count: int = 12) -> list[dict[str, Any]]:
+    def check(
+        words: str = "", picture: str | None = None, count: int = 12, without: str = "", hide_similar: bool = False
+    ) -> list[dict[str, Any]]:
         return verdicts(
-            lambda: check_words(words, picture),
+            lambda: check_query(words, picture),
             lambda: check_picture(picture) if picture is not None else None,
+            None,
+            lambda: check_length(without),
             None,
         )
 
@@ -46,13 +62,15 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
-            picture = picture_field("or a picture")
+            picture = picture_field("and, or instead, a picture")
+            without = gr.Textbox(value="", label="Without", placeholder="people", max_lines=1, elem_id="search-without")
             count = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Number of results")
+            hide_similar = gr.Checkbox(value=False, label="Hide pictures that look alike", elem_id="search-alike")
             button = gr.Button("Search", variant="primary")
             shown = examples.pictures[:3]
             lists = gr.Examples(
-                [[query, None] for query in examples.queries] + [["", path] for path in shown],
-                [words, picture],
+                [[query, None, ""] for query in examples.queries] + [["", path, ""] for path in shown],
+                [words, picture, without],
                 example_labels=[*examples.queries, *(f"picture {i + 1}" for i in range(len(shown)))],
                 label="Examples",
                 visible=index is not None,
@@ -62,25 +80,31 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
             gallery = found_pictures("Pictures found, best first")
             with gr.Accordion("The result as data", open=False):
                 data = gr.JSON(label="Rank, cosine similarity, key and caption")
+                with gr.Row():
+                    as_json = gr.Button("Download JSON", size="sm")
+                    as_csv = gr.Button("Download CSV", size="sm")
 
-    fields, outputs = [words, picture, count], [gallery, data]
+    fields, outputs = [words, picture, count, without, hide_similar], [gallery, data]
     limits: dict[str, Any] = {"concurrency_id": GROUP, "concurrency_limit": AT_ONCE}
-    gr.on([button.click, words.submit], search, fields, outputs, api_name="search", validator=check, **limits)
-    # A query is words or a picture: giving one takes the other back, in the browser
-    words.input(None, None, picture, js="() => null")
-    by_picture = picture.upload(None, None, words, js="() => ''")
-    by_picture.then(search, fields, outputs, validator=check, api_visibility="private", **limits)
-
+    asked = [button.click, words.submit, without.submit]
+    gr.on(asked, search, fields, outputs, api_name="search", validator=check, **limits)
+    picture.upload(search, fields, outputs, validator=check, api_visibility="private", **limits)
     lists.load_input_event.then(search, fields, outputs, api_visibility="private", **limits)
+    # The browser has the result already, so no file of it is made here.
+    as_json.click(None, data, None, js=_save("json", "application/json", "JSON.stringify(rows, null, 2)"))
+    as_csv.click(None, data, None, js=_save("csv", "text/csv", _CSV))
 
 
-def check_words(words: str | None, picture: str | None) -> None:
-    """Exactly one of the two, and words that are not endless."""
-    text = (words or "").strip()
-    if not text and picture is None:
+def check_query(words: str | None, picture: str | None) -> None:
+    """Something to look for, and words that are not endless."""
+    if not (words or "").strip() and picture is None:
         raise ClipkitError("type what you look for, or upload a picture")
-    if text and picture is not None:
-        raise ClipkitError("words and a picture are both given; clear one of them")
+    check_length(words)
+
+
+def check_length(words: str | None) -> None:
+    """Words that are not endless."""
+    text = (words or "").strip()
     if len(text) > MAX_CHARACTERS:
         raise ClipkitError(f"{len(text):,} characters; at most {MAX_CHARACTERS:,}")
 
@@ -96,3 +120,15 @@ def results(thumbnails: Thumbnails, hits: list[Hit]) -> Found:
         except ClipkitError:
             gr.Warning(f"{hit.key}: the file cannot be read any more; build the index again")
     return shown, data
+
+
+def _save(ending: str, kind: str, expression: str) -> str:
+    """JavaScript that saves what ``expression`` makes of the result's rows as a file."""
+    return f"""(rows) => {{
+        rows = Array.isArray(rows) ? rows : [];
+        const link = document.createElement("a");
+        link.href = URL.createObjectURL(new Blob([{expression}], {{type: "{kind}"}}));
+        link.download = "clipkit-search.{ending}";
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    }}"""

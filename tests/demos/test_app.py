@@ -47,7 +47,7 @@ def get(address: str) -> tuple[int, str, Any]:
 def test_endpoints_have_stable_names(client: Client) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
-        "/search": ["words", "picture", "count"],
+        "/search": ["words", "picture", "count", "without", "hide_similar"],
         "/match": ["pictures", "captions"],
         "/classify": ["pictures", "labels", "templates"],
     }
@@ -65,6 +65,20 @@ def test_search_by_picture_finds_the_picture(client: Client, pictures: Pictures)
     _, data = client.predict("", handle_file(str(pictures["blue"])), 2, api_name="/search")
     assert data[0]["key"] == "blue.png"
     assert data[0]["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_search_by_words_and_a_picture_without_something(client: Client, index: Index, pictures: Pictures) -> None:
+    _, data = client.predict("a square", handle_file(str(pictures["blue"])), 6, "red", False, api_name="/search")
+    hits = index.search(["a square", pictures["blue"]], 6, minus="red")
+    assert [row["key"] for row in data] == [hit.key for hit in hits]
+    assert [row["score"] for row in data] == pytest.approx([hit.score for hit in hits], abs=1e-4)
+
+
+def test_look_alikes_are_hidden(client: Client, index: Index) -> None:
+    _, data = client.predict("a square", None, 6, "", True, api_name="/search")
+    assert [row["key"] for row in data] == [hit.key for hit in index.search("a square", 6, hide_similar=0.95)]
+    with pytest.raises(ERRORS, match="at most 1,000"):
+        client.predict("red", None, 3, "x" * 2000, api_name="/search")
 
 
 def test_match_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
@@ -103,7 +117,6 @@ def test_users_at_the_same_time_get_their_own_answers(client: Client, index: Ind
     ("words", "picture", "message"),
     [
         ("  ", None, "type what you look for"),
-        ("red", "red", "both given"),
         ("x" * 2000, None, "at most 1,000"),
         ("", "broken", "broken.png: not a picture"),
     ],
