@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit.cache import atomic_write, cache_dir
 from clipkit.encoders import DualEncoder, Tower
+from clipkit.encoders.folding import fold_batchnorm
 from clipkit.encoders.side_by_side import CPU_CAPTIONS, CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import rank, world_size
@@ -159,8 +160,12 @@ def lock_images(
             return good, torch.zeros(0)
         return good, normalize(torch.stack(tensors), model.picture).to(memory_format=torch.channels_last)
 
-    model.image.trunk.to(memory_format=torch.channels_last)  # the faster layout for convolutions
-    _encode(model.image, store, keys, missing, pixels, progress, "encoding pictures", CPU_PICTURES)
+    trunk = model.image.trunk.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+    if missing and model.device.type == "cpu":
+        side = model.picture.size
+        example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        trunk = fold_batchnorm(trunk, example.to(memory_format=torch.channels_last))
+    _encode(trunk, store, keys, missing, pixels, progress, "encoding pictures", CPU_PICTURES)
     for i, key in enumerate(keys):
         if key is not None and key not in store:
             keys[i] = None
@@ -182,7 +187,7 @@ def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress |
     def tokens(indices: Sequence[int]) -> tuple[list[int], Tensor]:
         return list(indices), model.tokenizer([unique[i] for i in indices])
 
-    _encode(model.text, store, keys, missing, tokens, progress, "encoding captions", CPU_CAPTIONS)
+    _encode(model.text.trunk, store, keys, missing, tokens, progress, "encoding captions", CPU_CAPTIONS)
     # A token is at least a byte, and a few tokens are no part of the text: most captions need no second look.
     tokenizer = model.tokenizer
     candidates = [c for c in unique if len(c.encode("utf-8", "surrogatepass")) > tokenizer.context_length - 4]
@@ -220,7 +225,7 @@ def _share(missing: list[int], keys: list[bytes | None]) -> list[int]:
 
 
 def _encode(
-    tower: Tower,
+    trunk: nn.Module,
     store: EncodingStore,
     keys: list[bytes | None],
     missing: list[int],
@@ -229,15 +234,15 @@ def _encode(
     label: str,
     on_cpu: int,
 ) -> None:
-    device = next(tower.trunk.parameters()).device
-    tower.trunk.eval()
+    device = next(trunk.parameters()).device
+    trunk.eval()
 
     def run(indices: Sequence[int]) -> tuple[list[int], NDArray[np.float32] | None]:
         good, batch = inputs(indices)
         if not good:
             return good, None
         with torch.inference_mode():
-            return good, tower.trunk(batch.to(device)).float().cpu().numpy()
+            return good, trunk(batch.to(device)).float().cpu().numpy()
 
     done_keys: list[bytes] = []
     done_rows: list[NDArray[np.float32]] = []
