@@ -25,6 +25,8 @@ def fold_batchnorm(trunk: nn.Module, example: Tensor) -> nn.Module:
         example: (B, 3, H, W) float.
     """
     trunk.eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
+        return trunk
     expected = trunk(example)
     folded = copy.deepcopy(trunk)
     source: dict[int, nn.Conv2d] = {}
