@@ -17,6 +17,8 @@ DEFAULT_RUN = "runs/starter"
 
 @dataclass(frozen=True)
 class ModelOption:
+    """The flags that say which model, and how it computes."""
+
     model: str = DEFAULT_RUN
     """Run directory, model directory, or model name."""
     pretrained: str | None = None

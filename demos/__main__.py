@@ -10,10 +10,10 @@ import tyro
 
 from clipkit.errors import ClipkitError, exit_status
 from clipkit.inference import Aligner, Index, load
+from clipkit.model_option import DEFAULT_RUN
 from clipkit.search_commands import folder_index
 from clipkit.training.console import Console
 
-DEFAULT_RUN = "runs/starter"
 INDEX = "index"  # the folder of a run that holds the index of its held-out pictures
 
 

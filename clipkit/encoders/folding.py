@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: the same function, a fifth less time on a CPU."""
+"""BatchNorm folded into the convolutions before it: the same function in an eighth less time on a CPU."""
 
 from __future__ import annotations
 
