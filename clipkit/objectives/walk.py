@@ -148,14 +148,19 @@ class Walk:
                 for columns, key_ids, key_range in columns_of:
                     disjoint = query_range[1] < key_range[0] or key_range[1] < query_range[0]
                     place = rows.start, first + columns.start
-                    if place not in self._positives:
-                        self._positives[place] = None if disjoint else _positives(query_ids, key_ids)
+                    if place in self._positives:
+                        positives = self._positives[place]
+                    else:
+                        positives = None if disjoint else _positives(query_ids, key_ids)
+                        # Few are remembered for the next pass; with labels they may be as many as the cells.
+                        if positives is None or len(positives[0]) <= len(query_ids) + len(key_ids):
+                            self._positives[place] = positives
                     yield Tile(
                         rows,
                         slice(first + columns.start, first + columns.stop),
                         queries[rows],
                         block[columns],
-                        self._positives[place],
+                        positives,
                         None if grad_queries is None else grad_queries[rows],
                         None if block_grad is None else block_grad[columns],
                     )

@@ -297,3 +297,19 @@ def test_the_bias_of_a_small_table_whose_wrong_cells_cancel() -> None:
 
 def dense_sigmoid(c: Comparison, tiling: Tiling | None) -> torch.Tensor:
     return dense.sigmoid(c)
+
+
+def test_positives_are_remembered_only_where_they_are_few() -> None:
+    """With one label for all they are as many as the cells, and would be the table that is never to be held."""
+    for kind, few in (("pairs", True), ("all the same", False)):
+        c = table("random", kind, 64, 1.0)
+        one = walk.Walk(c, Tiling(32, 32, 0))
+        blocks = one.keys(c.keys)
+        first = [tile.positives for tile in one.tiles(c.queries, blocks)]
+        kept = sum(len(found[0]) for found in one._positives.values() if found is not None)
+        assert kept == 64 if few else kept <= 64  # of some 4,000 cells, those of a ragged last column
+        again = [tile.positives for tile in one.tiles(c.queries, blocks)]
+        for a, b in zip(first, again, strict=True):
+            assert (a is None) == (b is None) and (
+                a is None or all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            )
