@@ -28,7 +28,11 @@ _AHEAD = 2  # tasks handed out per process before their results are taken
 
 
 def run_tasks(
-    function: Callable[[Any], Any], tasks: Sequence[Any], processes: int = 1, engine: Engine = "local"
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    processes: int = 1,
+    engine: Engine = "local",
+    lock: IO[bytes] | None = None,
 ) -> Iterator[Any]:
     """``function(task)`` of every task, in their order.
 
@@ -36,6 +40,8 @@ def run_tasks(
         function: a function at the top of a module; with more than one process, tasks and results are pickled.
         processes: processes on this machine; 1 runs in this one.
         engine: ``local``, or ``ray``: on the cluster at ``$RAY_ADDRESS``, or a Ray of this machine without one.
+        lock: a locked file that local processes hold with this one: were this one killed, it is free when the last of
+            them has ended.
 
     Raises:
         ClipkitError: a process died twice on the same task, or Ray is not installed; and whatever ``function``
@@ -44,7 +50,7 @@ def run_tasks(
     if engine == "ray":
         return _on_ray(function, tasks)
     processes = min(processes, len(tasks))
-    return map(function, tasks) if processes <= 1 else _in_processes(function, tasks, processes)
+    return map(function, tasks) if processes <= 1 else _in_processes(function, tasks, processes, lock)
 
 
 def cores() -> int:
@@ -56,8 +62,9 @@ def cores() -> int:
 class WorkerProcess:
     """One process that runs tasks, started on its first task and again after it died."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: IO[bytes] | None = None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._inherited = () if lock is None or os.name == "nt" else (lock.fileno(),)
 
     def __call__(self, function: Callable[[Any], Any], task: Any) -> Any:
         """``function(task)``, run over there."""
@@ -77,7 +84,7 @@ class WorkerProcess:
     def _ask(self, request: bytes) -> bytes | None:
         """The reply to one message, or None if the process died."""
         if self._process is None:
-            self._process = _start()
+            self._process = _start(self._inherited)
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             send(self._process.stdin, request)
@@ -90,7 +97,7 @@ class WorkerProcess:
         return reply
 
     def close(self) -> None:
-        """End the process; a task that it is running is finished first."""
+        """End the process, which must not be running a task."""
         if self._process is not None:
             assert self._process.stdin is not None and self._process.stdout is not None
             self._process.stdin.close()
@@ -115,19 +122,22 @@ def receive(pipe: IO[bytes]) -> bytes | None:
     return message if len(message) == length else None
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", "from data_prep.worker import main; main()"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # a process a core: no threads beside it
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, pass_fds=inherited)
 
 
 def _death(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _in_processes(function: Callable[[Any], Any], tasks: Sequence[Any], processes: int) -> Iterator[Any]:
-    workers = [WorkerProcess() for _ in range(processes)]
+def _in_processes(
+    function: Callable[[Any], Any], tasks: Sequence[Any], processes: int, lock: IO[bytes] | None
+) -> Iterator[Any]:
+    workers = [WorkerProcess(lock) for _ in range(processes)]
     idle: SimpleQueue[WorkerProcess] = SimpleQueue()
     for worker in workers:
         idle.put(worker)

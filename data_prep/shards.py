@@ -89,7 +89,7 @@ def write_shards(
     try:
         pieces = [task.at(place.staged, place.mending) for task in pieces]
         others = [task.at(place.evaluation, False) for task in others]
-        staged = run_tasks(stage, [*others, *pieces], processes, engine)
+        staged = run_tasks(stage, [*others, *pieces], processes, engine, place.lock)
         done = list(_progress(staged, len(others) + len(pieces), show_progress, "pictures", PIECE))
         seen, facts = joined(done[: len(others)]), joined(done[len(others) :])
         pairs = _embedding_copies(pieces, facts, rule, engine) if rule.model else []
@@ -101,7 +101,7 @@ def write_shards(
             place.abandon(keep_work=bool(facts.mendable))
             raise
         tasks = _shard_tasks(plan, records, facts, pieces, place, samples_per_shard, languages)
-        written = run_tasks(write_shard, tasks, processes, engine)
+        written = run_tasks(write_shard, tasks, processes, engine, place.lock)
         receipts = list(_progress(written, len(tasks), show_progress, "shards"))
         place.keep_only({task.path for task in tasks})
         _index(tasks)

@@ -19,6 +19,7 @@ WORK = ".work"
 MASK = ".keep.npz"
 FILTERS = "filters.json"
 CARD = ("data_card.md", "stats.json", "contact_sheet.jpg")
+_PATIENCE = 2.0  # seconds that another preparation is waited for
 
 
 def is_whole(out: str | Path) -> bool:
@@ -31,6 +32,7 @@ class Workplace:
 
     Attributes:
         staged, evaluation, shards, receipts: folders below ``out/.work``.
+        lock: held until ``close``, by this process and by those that work for it.
         dataset: what ``out/dataset.json`` says, when the very same data set is there already.
         mending: whether it is there but pictures are missing that may be there now.
     """
@@ -48,7 +50,7 @@ class Workplace:
         self.evaluation, self.receipts = self.work / "evaluation", self.work / "receipts"
         self.dataset: dict[str, Any] | None = None
         self.mending = False
-        self._lock: IO[bytes] | None = None
+        self.lock: IO[bytes] | None = None
         if out.exists() and not out.is_dir():
             raise ClipkitError(f"{out}: a file of that name exists; choose another folder")
         if is_whole(out) and not overwrite:
@@ -81,12 +83,15 @@ class Workplace:
     def _claim(self, keep: bool) -> None:
         """Make the work folder, with what an earlier run left there if it made the same."""
         self.work.mkdir(parents=True, exist_ok=True)  # from here on, what lies in out was put there by a preparation
-        self._lock = open(self.work / "lock", "wb")  # noqa: SIM115 - held until close
-        if not _try_lock(self._lock):
-            self._lock.close()
+        self.lock = open(self.work / "lock", "wb")  # noqa: SIM115 - held until close
+        if not _locked(self.lock):
+            self.lock.close()
             raise ClipkitError(
                 f"{self.out}: another preparation is writing there; wait for it, or choose another folder"
             )
+        if not self._is_ours():
+            self.lock.close()
+            raise ClipkitError(f"{self.out}: another preparation ended there just now; run the same command again")
         (self.out / "dataset.json").unlink(missing_ok=True)
         self.shards.mkdir(exist_ok=True)
         for split in SPLITS:
@@ -109,6 +114,16 @@ class Workplace:
         with atomic_write(self.work / "inputs") as file:
             file.write(self._inputs.encode())
 
+    def _is_ours(self) -> bool:
+        """Whether the lock is of the file that is there now, not of one whose holder has removed it."""
+        assert self.lock is not None
+        if self.lock.closed:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.lock.name))
+        except OSError:
+            return False
+
     def keep_only(self, shards: Collection[Path]) -> None:
         """Delete the shards that are not among ``shards``, which another plan had left."""
         for tar in self.shards.glob("*/*.tar"):
@@ -129,43 +144,44 @@ class Workplace:
         with atomic_write(self.out / "dataset.json") as file:
             text = json.dumps({**dataset, "inputs": self._inputs}, ensure_ascii=False, indent=1)
             file.write(text.encode("utf-8", "backslashreplace") + b"\n")
-        self.close()
         if not keep_work:
-            self._remove_work()
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.close()
 
     def abandon(self, keep_work: bool) -> None:
         """Leave ``out`` as it was, or, with ``keep_work``, what a second run can go on with."""
-        self.close()
-        if keep_work:
-            return
-        self._remove_work()
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
-
-    def _remove_work(self) -> None:
-        for _ in range(5):  # a process that outlived a killed preparation may be writing its last file
+        if not keep_work:
             shutil.rmtree(self.work, ignore_errors=True)
-            if not self.work.exists():
-                return
-            time.sleep(0.1)
+            if not any(self.out.iterdir()):
+                self.out.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let others write here."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
 
-def _try_lock(file: IO[bytes]) -> bool:
-    """Lock ``file`` until it is closed, however the process ends; True where files cannot be locked."""
+def _locked(file: IO[bytes]) -> bool:
+    """Lock ``file`` until it is closed, however the process ends; True where files cannot be locked.
+
+    The processes of a killed preparation let go when they notice, which is soon: they are waited for.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows, where an open file could not be removed
+        file.close()
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system without locks
-        return True
-    return True
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        except OSError:  # a network file system without locks
+            return True
+        else:
+            return True

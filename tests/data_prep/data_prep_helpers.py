@@ -106,3 +106,12 @@ class Slow:
     def __call__(self) -> bytes:
         time.sleep(0.002)
         return picture(self.seed, size=(64, 64))
+
+
+def wait_for(flag: str) -> None:
+    """A task that says which process runs it, takes a minute, and says when it is done."""
+    with open(f"{flag}.tmp", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace(f"{flag}.tmp", f"{flag}.pid")
+    time.sleep(60)
+    Path(f"{flag}.done").touch()

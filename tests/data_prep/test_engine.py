@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,37 @@ def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:
         ray.shutdown()
     write_shards(same, tmp_path / "local", 100, processes=2)
     assert content(tmp_path / "ray") == content(tmp_path / "local")
+
+
+HOLDER = """
+import sys
+sys.path[:0] = {path!r}
+from data_prep_helpers import wait_for
+from data_prep.engine import run_tasks
+import fcntl
+lock = open({lock!r}, "wb")
+fcntl.flock(lock, fcntl.LOCK_EX)
+list(run_tasks(wait_for, [{flag!r} + "a", {flag!r} + "b"], 2, lock=lock))
+"""
+
+
+def test_the_processes_of_a_killed_parent_keep_the_lock_and_end(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    code = HOLDER.format(
+        path=[os.getcwd(), str(Path(__file__).parent)], lock=str(tmp_path / "lock"), flag=str(tmp_path / "flag")
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    while len(pids := [int(p.read_text()) for p in tmp_path.glob("flag?.pid")]) < 2:
+        time.sleep(0.02)
+        assert parent.poll() is None
+    for pid in pids:  # they cannot notice while they are stopped
+        os.kill(pid, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    with open(tmp_path / "lock", "wb") as again:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        fcntl.flock(again, fcntl.LOCK_EX)  # waits until the last of them has ended, in the middle of its task
+    assert not list(tmp_path.glob("flag?.done"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import tarfile
 import time
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from clipkit.pairs.shards import open_shards
 from data_prep.planning import PlanRule, SplitRule
 from data_prep.records import Record
 from data_prep.shards import write_shards
-from data_prep.workplace import is_whole
+from data_prep.workplace import Workplace, is_whole
 
 
 def records(n: int) -> list[Record]:
@@ -258,3 +260,23 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(
     assert not is_whole(tmp_path / "out")
     monkeypatch.undo()
     assert write_shards(records(5), tmp_path / "out", samples_per_shard=2).samples == 5
+
+
+def test_a_second_preparation_is_refused_and_one_that_came_too_late_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.workplace._PATIENCE", 0.05)
+    first = Workplace(tmp_path / "out", "inputs", overwrite=False)
+    with pytest.raises(ClipkitError, match="another preparation is writing there"):
+        Workplace(tmp_path / "out", "inputs", overwrite=False)
+    first.close()
+
+    def ends_while_it_is_waited_for(file: IO[bytes]) -> bool:
+        shutil.rmtree(tmp_path / "out" / ".work")
+        (tmp_path / "out" / "dataset.json").write_text("{}")
+        return True
+
+    monkeypatch.setattr("data_prep.workplace._locked", ends_while_it_is_waited_for)
+    with pytest.raises(ClipkitError, match="another preparation ended there just now"):
+        Workplace(tmp_path / "out", "inputs", overwrite=False)
+    assert is_whole(tmp_path / "out")
