@@ -8,18 +8,23 @@ is given.
 from __future__ import annotations
 
 from clipkit.evaluation.examples import PictureMatch, best_and_worst, best_pairs
+from clipkit.evaluation.health import Health, Space, measure_health
 from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares
 from clipkit.evaluation.ranks import Ranks, retrieval_ranks
 from clipkit.evaluation.retrieval import RetrievalReport, retrieval
 from clipkit.evaluation.templates import TEMPLATES, class_prompts, classifier_weights, fill
+from clipkit.evaluation.verdicts import Verdict, diagnose
 from clipkit.evaluation.zero_shot import ZeroShotReport, zero_shot
 
 __all__ = [
     "TEMPLATES",
+    "Health",
     "Interval",
     "PictureMatch",
     "Ranks",
     "RetrievalReport",
+    "Space",
+    "Verdict",
     "ZeroShotReport",
     "best_and_worst",
     "best_pairs",
@@ -27,7 +32,9 @@ __all__ = [
     "bootstrap_shares",
     "class_prompts",
     "classifier_weights",
+    "diagnose",
     "fill",
+    "measure_health",
     "retrieval",
     "retrieval_ranks",
     "zero_shot",
