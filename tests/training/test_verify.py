@@ -13,7 +13,7 @@ from training_helpers import flags
 
 from clipkit.config import ModelConfig, OptimConfig
 from clipkit.encoders import DualEncoder, build
-from clipkit.objectives import Comparison, infonce, sigmoid
+from clipkit.objectives import Comparison, infonce, pairs_table, sigmoid
 from clipkit.pairs import PairBatch
 from clipkit.training.verify import GradientCheck, advice, check_gradients
 
@@ -34,7 +34,7 @@ def batch(n: int = 9) -> PairBatch:
 
 def check(model: DualEncoder, objective: Any, **options: Any) -> list[GradientCheck]:
     config = OptimConfig(**{"micro_batch_size": 2, **options})
-    return check_gradients(model, batch(), batch(), objective, Accelerator(cpu=True), config)
+    return check_gradients(model, batch(), batch(), pairs_table, objective, Accelerator(cpu=True), config)
 
 
 @pytest.mark.parametrize("objective", [infonce, sigmoid])
