@@ -3,17 +3,23 @@
 from clipkit.objectives.comparison import Comparison, compare
 from clipkit.objectives.drop_in import ClipLoss, SigLipLoss
 from clipkit.objectives.exchange import gather_rows, sum_over_ranks
-from clipkit.objectives.tiled import infonce, sigmoid
+from clipkit.objectives.global_contrastive import GlobalContrastive
+from clipkit.objectives.tiled import hard_infonce, infonce, margin, negative_cosine, sigmoid, triplet
 from clipkit.objectives.walk import Tiling
 
 __all__ = [
     "ClipLoss",
     "Comparison",
+    "GlobalContrastive",
     "SigLipLoss",
     "Tiling",
     "compare",
     "gather_rows",
+    "hard_infonce",
     "infonce",
+    "margin",
+    "negative_cosine",
     "sigmoid",
     "sum_over_ranks",
+    "triplet",
 ]
