@@ -37,7 +37,9 @@ def batch(n: int = 10) -> PairBatch:
 
 def step(model: DualEncoder, config: OptimConfig, seed: int = 0) -> tuple[float, float]:
     torch.manual_seed(seed)
-    result = train_step(model, batch(), pairs_table, infonce, make_optimizer(model, config), Accelerator(cpu=True), config)
+    result = train_step(
+        model, batch(), pairs_table, infonce, make_optimizer(model, config), Accelerator(cpu=True), config
+    )
     return result.loss, result.grad_norm
 
 
