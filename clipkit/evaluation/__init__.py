@@ -8,19 +8,27 @@ is given.
 from __future__ import annotations
 
 from clipkit.evaluation.examples import PictureMatch, best_and_worst, best_pairs
+from clipkit.evaluation.finetune import Budget
+from clipkit.evaluation.frozen import frozen, frozen_features
 from clipkit.evaluation.health import Health, Space, measure_health
-from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares
+from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares, seed_interval
+from clipkit.evaluation.label_efficiency import LabelEfficiency, label_efficiency
+from clipkit.evaluation.probes import ProbeReport, knn, linear_probe
 from clipkit.evaluation.ranks import Ranks, retrieval_ranks
 from clipkit.evaluation.retrieval import RetrievalReport, retrieval
+from clipkit.evaluation.subsets import hold_out, nested_subsets
 from clipkit.evaluation.templates import TEMPLATES, class_prompts, classifier_weights, fill
 from clipkit.evaluation.verdicts import Verdict, diagnose
 from clipkit.evaluation.zero_shot import ZeroShotReport, zero_shot
 
 __all__ = [
     "TEMPLATES",
+    "Budget",
     "Health",
     "Interval",
+    "LabelEfficiency",
     "PictureMatch",
+    "ProbeReport",
     "Ranks",
     "RetrievalReport",
     "Space",
@@ -34,8 +42,16 @@ __all__ = [
     "classifier_weights",
     "diagnose",
     "fill",
+    "frozen",
+    "frozen_features",
+    "hold_out",
+    "knn",
+    "label_efficiency",
+    "linear_probe",
     "measure_health",
+    "nested_subsets",
     "retrieval",
     "retrieval_ranks",
+    "seed_interval",
     "zero_shot",
 ]
