@@ -39,18 +39,31 @@ class DataConfig:
     """Column separator of a CSV. Default: found from the header line."""
     image_root: str | None = None
     """Folder that the picture paths of a table start from. Default: the table's own folder."""
+    user_column: str | None = None
+    """Column of a table of interactions that holds the user. Default: the first known name (user, user_id, ...)."""
+    item_column: str | None = None
+    """Column that holds the item. Default: the first known name (item, item_id, product, movie_id, ...)."""
+    time_column: str | None = None
+    """Column that orders a user's interactions. Default: a known name (timestamp, time, date), else the file's order."""
+    user_features: str | None = None
+    """Table with what is known about users, a row for each, joined on the user column."""
+    item_features: str | None = None
+    """Table with what is known about items, joined on the item column."""
     encoding: str | None = None
     """Text encoding of a table, such as latin-1. Default: UTF-8, or UTF-16 with a byte order mark."""
-    compare: Literal["pairs", "views", "labels", "sentences", "pairs+views"] = "pairs"
+    compare: Literal["pairs", "views", "labels", "sentences", "pairs+views", "interactions"] = "pairs"
     """What is compared: pictures with their captions; two views of each picture; two views, and pictures of one label
-    belong together; a caption with another of the same sample (or, alone, with itself under other dropout); or
-    pictures with captions and two views of each picture as well."""
+    belong together; a caption with another of the same sample (or, alone, with itself under other dropout); pictures
+    with captions and two views of each picture as well; or users with the items that they chose."""
     views: Family = "simclr"
     """How the two views are drawn: as in the SimCLR paper (simclr-small: its settings for CIFAR-10), as MoCo v2 or as
     BYOL."""
     negatives: Literal["none", "column", "swap"] = "none"
     """Hard negatives, captions that are compared with every picture and belong to none: those in the samples' own
     `negative` field, or made by rule from the caption (a colour, number, side or word order exchanged)."""
+    guard: bool = True
+    """False-negative guard: a caption that says the same as a picture's own, or that belongs to a copy of the picture,
+    is not its negative."""
     captions: Literal["one", "all"] = "one"
     """Captions of a picture in a batch: one, drawn anew each epoch, or all of them, every one a positive."""
     augment: Literal["none", "crop", "small"] = "crop"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from clipkit.pairs import Bad, ShardSet
 
 
+SENTENCES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
 @dataclass(frozen=True)
 class Pairs:
     """The training shards, the held-out ones by split (``val`` is looked at during training, ``test`` after), and
@@ -70,7 +73,11 @@ def _left_out(folder: Path) -> tuple[Bad, ...]:
 
 
 def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
-    """The shards of one split, and the folder of all its splits if it has such."""
+    """The shards of one split, and the folder of all its splits if it has such; sentences, where they are compared."""
+    if config.data.compare == "sentences" and Path(path).suffix.lower() in SENTENCES:
+        from clipkit.row_tables import open_sentences
+
+        return open_sentences(path, config.data.separator, config.data.encoding), None
     from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
 
     if is_remote(path):

@@ -35,6 +35,7 @@ def compare_from_config(config: Config) -> Compare:
         "labels": objectives.labels_table,
         "sentences": objectives.sentences_table,
         "pairs+views": objectives.pairs_and_views_table,
+        "interactions": objectives.pairs_table,
     }[compared]
 
 
@@ -83,7 +84,7 @@ def objective_from_config(config: Config) -> Objective:
     if optim.loss == "cosine":
         return objectives.negative_cosine
     # A sentence's first version is the query; a view is a query and a key anyway.
-    one_way = compared in ("views", "labels", "sentences")
+    one_way = compared in ("views", "labels", "sentences", "interactions")
     return partial(objectives.infonce, directions="rows") if one_way else objectives.infonce
 
 
@@ -126,6 +127,26 @@ def _starter_towers(config: Config) -> DualEncoder:
     from clipkit.encoders.starter import starter_encoder
 
     return starter_encoder(config.optim.scale_init or 5.0)
+
+
+def _interaction_pairs(config: Config) -> Pairs:
+    from clipkit.row_tables import open_interactions
+
+    splits = open_interactions(config.data)
+    return Pairs(splits.pop("train"), dict(splits))
+
+
+def _interaction_towers(config: Config) -> DualEncoder:
+    import torch
+
+    from clipkit.encoders.from_tables import Vocabulary, from_tables
+    from clipkit.row_tables import open_interactions, plain_table
+
+    train = open_interactions(config.data)["train"]
+    tables = {"users": train.users, "items": train.items}
+    vocabulary = Vocabulary({name: plain_table(table) for name, table in tables.items()})
+    torch.manual_seed(config.run.seed)
+    return from_tables({name: table.sizes for name, table in tables.items()}, config.model.embed_dim, vocabulary)
 
 
 _CLIP = Config(recipe="clip")
@@ -217,9 +238,19 @@ simcse = Recipe(
     _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, scale_max=20.0, lr=3e-5, epochs=1),
 )
 
+two_tower = Recipe(
+    "two_tower",
+    "users with the items that they chose, popularity corrected (Yi et al. 2019)",
+    Config(recipe="two_tower").replace(
+        compare="interactions", lr=3e-3, wd=0.0, embed_dim=64, batch_size=512, epochs=20, workers=0
+    ),
+    _interaction_pairs,
+    _interaction_towers,
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (starter, clip, siglip, lit, slip, simclr, moco, byol, supcon, margin, triplet, simcse)
+    for recipe in (starter, clip, siglip, lit, slip, simclr, moco, byol, supcon, margin, triplet, simcse, two_tower)
 }
 
 

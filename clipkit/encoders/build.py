@@ -15,6 +15,7 @@ from clipkit.config import ModelConfig
 from clipkit.encoders.dual import DualEncoder
 from clipkit.encoders.from_open_clip import from_open_clip
 from clipkit.encoders.from_pair import from_pair
+from clipkit.encoders.from_tables import Vocabulary, from_tables
 from clipkit.encoders.from_transformers import from_transformers
 from clipkit.encoders.two_views import TwoViews, TwoViewsSettings
 from clipkit.errors import ClipkitError
@@ -126,7 +127,7 @@ def set_temperature(model: DualEncoder, sigmoid: bool, scale_init: float | None,
 def save_description(model: DualEncoder, folder: Path) -> None:
     """Write what ``rebuild`` needs besides the weights: ``model.json``, tokenizer, configs."""
     folder.mkdir(parents=True, exist_ok=True)
-    if model.text is not None:
+    if model.has_tokenizer:
         model.tokenizer.save(folder / TOWER_FOLDER)
     for part in model.parts:
         part.save_pretrained(folder / TOWER_FOLDER)
@@ -171,6 +172,8 @@ def rebuild(folder: Path) -> DualEncoder:
             text_head=described["text_head"],
             context_length=described["context_length"],
         )
+    elif kind == "tables":
+        model = from_tables(described["sizes"], described["embed_dim"], Vocabulary.load(saved))
     elif kind == "transformers":
         model = from_transformers(saved, config_only=True)
     else:

@@ -131,11 +131,16 @@ class DualEncoder(nn.Module):
         """Captions to tokens.
 
         Raises:
-            ClipkitError: the model has no text tower.
+            ClipkitError: the model takes no text.
         """
         if self._tokenizer is None:
-            raise ClipkitError(_MISSING.format(has="pictures", tower="text"))
+            raise ClipkitError("the model takes no text: it has no tokenizer")
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model takes text."""
+        return self._tokenizer is not None
 
     @property
     def towers(self) -> dict[str, Tower]:

@@ -7,6 +7,7 @@ losses are added up.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ Compare = Callable[[Embeddings, PairBatch, Exchange], Sequence[Comparison]]
 
 
 def pairs_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:
-    """CLIP: pictures with texts; equal ids are positives."""
-    return [compare(e, batch.image_ids, batch.text_ids, exchange)]
+    """CLIP: pictures with texts; equal ids are positives. What the false-negative guard has grouped does not count."""
+    table = compare(e, batch.image_ids, batch.text_ids, exchange)
+    return [replace(table, query_groups=batch.image_groups, key_groups=batch.text_groups, key_shift=batch.text_shift)]
 
 
 def views_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.guard import WIDTH, caption_groups, picture_groups
 from clipkit.pairs.mixture import STRETCH, Mixture, shares
 from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
 from clipkit.pairs.pipes import PipeBatches, PipeSet
@@ -55,6 +56,9 @@ class PairBatch:
         items: (epoch, sample) that the batch was asked for; where ``image_ids`` has another, it is a substitute.
         truncated: (epoch, sample) of each caption that is longer than the text tower's context.
         labels: int64 (b,) of each sample, if they were asked for; see ``label_id``.
+        image_groups, text_groups: int64 (b, G) and (t, G), if there is a false-negative guard: samples that share a
+            group are no negatives of each other; see ``clipkit.pairs.guard``.
+        text_shift: float (t,) added to the scores of each text (the logQ correction), or None.
     """
 
     images: Tensor | None
@@ -65,11 +69,15 @@ class PairBatch:
     items: tuple[tuple[int, int], ...] = ()
     truncated: tuple[tuple[int, int], ...] = ()
     labels: Tensor | None = None
+    image_groups: Tensor | None = None
+    text_groups: Tensor | None = None
+    text_shift: Tensor | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """The batch on ``device``."""
-        tensors = {n: getattr(self, n) for n in ("images", "texts", "image_ids", "text_ids", "labels")}
-        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {n: t.to(device, non_blocking=True) for n, t in tensors.items()}
+        return replace(self, **moved)
 
 
 class _LeftOut(Exception):
@@ -101,6 +109,8 @@ class PairReader:
         too_long: tells which captions of a batch the text tower cannot take whole; None does not ask.
         negatives: gives a sample's hard negatives; None gives none.
         labels: read the samples' labels as well.
+        guard: give samples that may belong together the same groups.
+        finish: what is done to each batch at last, or None.
     """
 
     shards: ShardSet
@@ -112,6 +122,8 @@ class PairReader:
     too_long: TooLong | None = None
     negatives: Negatives | None = None
     labels: bool = False
+    guard: bool = False
+    finish: Callable[[PairBatch], PairBatch] | None = None
 
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
@@ -120,6 +132,8 @@ class PairReader:
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
         text_ids: list[int] = []
+        image_groups: list[list[int]] = []
+        text_groups: list[list[int]] = []
         delivered: list[tuple[int, int]] = []
         epoch_of: dict[int, int] = {}
         bad: list[Bad] = []
@@ -141,6 +155,10 @@ class PairReader:
                 wrong = self.negatives(self.shards, used, seed, tuple(caption for _, _, caption in picked))
                 chosen += [(used, -1, caption) for caption in wrong]
                 text_ids += [-1 - used] * len(wrong)
+            if self.guard:
+                image_groups.append(picture_groups(self.shards, used, [caption for _, _, caption in picked]))
+                new = chosen[len(text_groups) :]
+                text_groups += [caption_groups(self.shards, used, c, is_negative=place < 0) for _, place, c in new]
         stacked = None if self.picture is None else torch.stack(images) if images else torch.zeros(0)
         texts = None if self.texts is None else self.texts(chosen)
         cut: list[bool] = []
@@ -149,7 +167,7 @@ class PairReader:
         truncated = tuple((epoch_of[c[0]], c[0]) for c, was_cut in zip(chosen, cut, strict=False) if was_cut)
         image_ids = torch.tensor(ids, dtype=torch.int64)
         labels = torch.tensor([self._label(i) for i in ids], dtype=torch.int64) if self.labels else None
-        return PairBatch(
+        batch = PairBatch(
             stacked,
             texts,
             image_ids,
@@ -158,7 +176,10 @@ class PairReader:
             tuple(delivered),
             truncated,
             labels,
+            torch.tensor(image_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
+            torch.tensor(text_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
         )
+        return batch if self.finish is None else self.finish(batch)
 
     def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor | None, tuple[str, ...]]:
         tried = sample

@@ -22,6 +22,7 @@ from clipkit.pairs import (
     fit,
     shrink,
 )
+from clipkit.pairs.interactions import Corrected, InteractionSet, ReadItems, read_user
 from clipkit.pairs.negatives import swapped, written
 from clipkit.pairs.stream import Negatives
 from clipkit.pairs.views import draw_views
@@ -80,6 +81,9 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         ClipkitError: what is compared does not fit the model.
     """
     data = config.data
+    if isinstance(shards, InteractionSet):
+        items, corrected = ReadItems(shards), Corrected(shards)
+        return PairReader(shards, read_user, items, config.run.seed, finish=corrected)
     with_pictures = data.compare != "sentences"
     with_texts = data.compare not in ("views", "labels")
     model.tower("image" if with_pictures else "text")
@@ -92,11 +96,14 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         too_long=model.tokenizer.too_long if with_texts else None,
         negatives=_NEGATIVES[data.negatives] if with_texts else None,
         labels=data.compare == "labels",
+        guard=data.guard and with_texts,
     )
 
 
 def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:
     """An evaluation reader (one plain view, all captions, no substitutes) without any cache."""
+    if isinstance(shards, InteractionSet):
+        return PairReader(shards, read_user, ReadItems(shards), config.run.seed, substitute=False)
     picture = partial(read_view, spec=model.picture) if model.image is not None else None
     texts = partial(read_tokens, tokenizer=model.tokenizer) if model.text is not None else None
     return PairReader(shards, picture, texts, config.run.seed, "all", substitute=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +26,17 @@ Objective = Callable[[Comparison], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss of the global batch before the update, and the norm of its gradient before clipping."""
+    """What a step did.
+
+    Attributes:
+        loss: of the global batch, before the update.
+        grad_norm: of the whole gradient, before clipping.
+        cleared: cells that the false-negative guard took out, if they were counted.
+    """
 
     loss: float
     grad_norm: float
+    cleared: int | None = None
 
 
 def train_step(
@@ -42,6 +49,7 @@ def train_step(
     config: OptimConfig,
     autocast: torch.dtype | None = None,
     progress: float = 0.0,
+    count_cleared: bool = False,
 ) -> StepResult:
     """Encode, compare, update.
 
@@ -51,12 +59,16 @@ def train_step(
         compare: the tables of a step.
         objective: the loss over a table; those of several are added up.
         progress: share of the run that is done after this step.
+        count_cleared: count the cells that the false-negative guard takes out; all processes have to ask alike.
 
     Raises:
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
     """
     embeddings = model(batch.images, batch.texts, config.micro_batch_size, autocast)
-    loss = step_loss(embeddings, batch, compare, objective, config.exchange)
+    tables = compare(embeddings, batch, config.exchange)
+    loss = tables_loss(tables, objective)
+    guarded = [table for table in tables if table.query_groups is not None] if count_cleared else []
+    cleared = sum(table.cleared() for table in guarded) if guarded else None
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
@@ -74,14 +86,19 @@ def train_step(
     with torch.no_grad():
         dual.log_scale.clamp_(max=math.log(config.scale_max))
         dual.after_step(_with_all_targets(embeddings), progress)
-    return StepResult(value, norm)
+    return StepResult(value, norm, cleared)
 
 
 def step_loss(
     embeddings: Embeddings, batch: PairBatch, compare: Compare, objective: Objective, exchange: Exchange = "gather"
 ) -> Tensor:
-    """The loss () of the global batch: of all its tables together."""
-    losses = [objective(table) for table in compare(embeddings, batch, exchange)]
+    """The loss () of the global batch."""
+    return tables_loss(compare(embeddings, batch, exchange), objective)
+
+
+def tables_loss(tables: Sequence[Comparison], objective: Objective) -> Tensor:
+    """The loss () of several tables together."""
+    losses = [objective(table) for table in tables]
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 
