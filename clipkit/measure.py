@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.config import Config, load_config
+from clipkit.data_option import open_data
 from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
@@ -22,7 +23,7 @@ from clipkit.evaluation.encoding import encode_captions, encode_pairs
 from clipkit.evaluation.split import split_labels
 from clipkit.inference import Aligner
 from clipkit.pairs import ShardSet, open_shards
-from clipkit.recipes import find_recipe, open_data
+from clipkit.recipes import find_recipe
 from clipkit.training.checkpoint import FOLDER
 from clipkit.training.console import Console
 from clipkit.training.data import plain_reader
@@ -134,10 +135,10 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config)
 
 def before_training(model: Aligner) -> Aligner | None:
     """The model as it was before its first pair, if it remembers (the starter does)."""
-    if not isinstance(model.model.image.head, ClassesHead):
+    if model.model.image is None or not isinstance(model.model.image.head, ClassesHead):
         return None
     start = copy.deepcopy(model.model)
-    start.image.head.reset()  # type: ignore[operator]
+    start.tower("image").head.reset()  # type: ignore[operator]
     return Aligner(start, f"{model.name} before training", model.autocast)
 
 

@@ -1,15 +1,18 @@
-"""A held-out split, measured: retrieval with its captions, and its labels zero-shot where it has them."""
+"""A held-out split, measured: retrieval with its captions, and its labels, zero-shot or by the nearest neighbours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.encoding import EncodedPairs, encode_captions, encode_pairs
+from clipkit.evaluation.probes import ProbeReport, knn
 from clipkit.evaluation.retrieval import RetrievalReport, retrieval
 from clipkit.evaluation.templates import classifier_weights
 from clipkit.evaluation.zero_shot import ZeroShotReport, zero_shot
@@ -19,17 +22,39 @@ from clipkit.pairs import PairReader
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was measured on a split. ``retrieval`` and ``zero_shot`` are None on all processes but the first, and
-    ``zero_shot`` also where the samples have no labels."""
+    """What was measured on a split, by the first process.
+
+    Attributes:
+        retrieval: None on other processes, and where the model has one tower.
+        zero_shot: None on other processes, and where the samples have no labels.
+        encoded: the split through the towers.
+        neighbours: for a model of pictures alone whose samples have labels; else None.
+    """
 
     retrieval: RetrievalReport | None
     zero_shot: ZeroShotReport | None
     encoded: EncodedPairs
+    neighbours: ProbeReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The reports as plain JSON."""
-        reports = {"retrieval": self.retrieval, "zero_shot": self.zero_shot}
+        reports = {"retrieval": self.retrieval, "zero_shot": self.zero_shot, "neighbours": self.neighbours}
         return {name: report.to_dict() for name, report in reports.items() if report is not None}
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that a run follows, under flat names."""
+        if self.neighbours is not None:
+            return {"neighbours_top1": self.neighbours.top1.value}
+        return self.retrieval.metrics() if self.retrieval is not None else {}
+
+    @property
+    def goal(self) -> float | None:
+        """The figure that the best checkpoint is chosen by: mean recall@1 of both directions, or top-1."""
+        if self.neighbours is not None:
+            return self.neighbours.top1.value
+        if self.retrieval is None:
+            return None
+        return (self.retrieval.image_to_text[1].value + self.retrieval.text_to_image[1].value) / 2
 
 
 def evaluate_split(
@@ -51,6 +76,9 @@ def evaluate_split(
     encoded = encode_pairs(model, reader, autocast=autocast)
     if not is_first():
         return SplitReport(None, None, encoded)
+    if len(model.towers) == 1:
+        named = split_labels(reader, encoded.samples.tolist()) if model.image is not None else None
+        return SplitReport(None, None, encoded, named and _neighbours(encoded.images.numpy(), named, bootstrap))
     report = retrieval(encoded.images, encoded.texts, encoded.image_of_text, bootstrap=bootstrap)
     named = split_labels(reader, encoded.samples.tolist()) if labels else None
     if named is None:
@@ -62,6 +90,20 @@ def evaluate_split(
     classes = {name: c for c, name in enumerate(names)}
     zero = zero_shot(encoded.images, weights, [classes[name] for name in named], names, bootstrap=bootstrap)
     return SplitReport(report, zero, encoded)
+
+
+def _neighbours(image_ND: NDArray[np.float32], labels: list[str], bootstrap: int) -> ProbeReport | None:
+    """The second half of each class by its neighbours among the first half; None where a class has but one picture."""
+    seen: dict[str, int] = {}
+    places = []
+    for label in labels:
+        places.append(seen.get(label, 0))
+        seen[label] = places[-1] + 1
+    if min(seen.values()) < 2:
+        return None
+    first = np.array([2 * place < seen[label] for place, label in zip(places, labels, strict=True)])
+    train, test = ([label for label, at in zip(labels, mask, strict=True) if at] for mask in (first, ~first))
+    return knn(image_ND[first], train, image_ND[~first], test, bootstrap=bootstrap)
 
 
 def split_labels(reader: PairReader, samples: list[int]) -> list[str] | None:

@@ -153,8 +153,9 @@ def _is_index(folder: Path) -> bool:
 
 def model_fingerprint(model: Aligner) -> str:
     """Hash of everything that decides the embeddings."""
-    parts = [model.model.image.fingerprint(), model.model.text.fingerprint(), str(model.model.picture.to_dict())]
-    for tower in (model.model.image, model.model.text):
+    towers = model.model.towers.values()
+    parts = [*(tower.fingerprint() for tower in towers), str(model.model.picture.to_dict())]
+    for tower in towers:
         for name, tensor in sorted(tower.head.state_dict().items()):
             parts.append(name + hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest())
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

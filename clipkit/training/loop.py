@@ -18,6 +18,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
+from clipkit.objectives import Compare
 from clipkit.pairs import make_order
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.pairs.stream import stream
@@ -51,7 +52,7 @@ class Outcome:
     Attributes:
         step: steps done.
         stopped: why it ended before its last step, or None.
-        best: step of the checkpoint with the best validation recall@1, if there was validation.
+        best: step of the checkpoint with the best validation figure, if there was one.
     """
 
     step: int
@@ -67,7 +68,7 @@ class Trainer:
         config: the run's settings.
         run: the run directory, claimed.
         model: the dual encoder, on its device, unwrapped.
-        objective: the loss over the comparison.
+        compare, objective: the tables of a step, and the loss over them.
         readers: of the training data and of the held-out splits; ``val`` is evaluated during training.
         accelerator: processes and device.
         arithmetic: how the run computes.
@@ -79,6 +80,7 @@ class Trainer:
     config: Config
     run: Path
     model: DualEncoder
+    compare: Compare
     objective: Objective
     readers: Readers
     accelerator: Accelerator
@@ -177,11 +179,13 @@ class Trainer:
                 result = train_step(
                     wrapped,
                     batch.to(self.model.device),
+                    self.compare,
                     self.objective,
                     optimizer,
                     self.accelerator,
                     config.optim,
                     self.arithmetic.autocast,
+                    (step + 1) / steps,
                 )
                 self._receipts.quarantine(quarantine.take(batch, step + 1))
                 self._receipts.count(batch)
@@ -231,7 +235,7 @@ class Trainer:
         return state.step
 
     def _cached(self) -> bool:
-        return self.model.image.locked and self.config.data.augment != "crop"
+        return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
 
     def _evaluation_due(self, step: int, steps: int, every: int) -> bool:
         due = step % every == 0 or step == steps
@@ -242,20 +246,16 @@ class Trainer:
         report = evaluate_split(
             self.model, self.readers.held_out["val"], bootstrap=0, labels=False, autocast=self.arithmetic.autocast
         )
-        box = [report.retrieval.metrics() if report.retrieval else None]
+        box: list[Any] = [report.metrics(), report.goal]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(box)
-        figures = box[0] or {}
-        recall = (figures["image_to_text@1"] + figures["text_to_image@1"]) / 2
+        figures, goal = box
         self._record(metrics, {"kind": "eval", "step": step, **figures})
-        self.console.say(
-            f"step {step}: validation recall@1 {figures['image_to_text@1']:.1%} image to text, "
-            f"{figures['text_to_image@1']:.1%} text to image",
-            detail=True,
-        )
+        if goal is not None:
+            self.console.say(f"step {step}: validation {_said(figures)}", detail=True)
         self._evaluated = step
-        if self.config.run.keep_best and (self._best is None or recall > self._best[0]):
-            self._best = (recall, step)
+        if self.config.run.keep_best and goal is not None and (self._best is None or goal > self._best[0]):
+            self._best = (goal, step)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         collect(self._trained, self.model)
@@ -303,6 +303,13 @@ class Trainer:
         if self.config.run.log_with:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
+
+
+def _said(figures: dict[str, float]) -> str:
+    if "neighbours_top1" in figures:
+        return f"accuracy of the nearest neighbours {figures['neighbours_top1']:.1%}"
+    both = figures["image_to_text@1"], figures["text_to_image@1"]
+    return f"recall@1 {both[0]:.1%} image to text, {both[1]:.1%} text to image"
 
 
 def _read_figures(path: Path) -> dict[str, Any]:
