@@ -13,6 +13,7 @@ from clipkit.evaluation.frozen import frozen, frozen_features
 from clipkit.evaluation.health import Health, Space, measure_health
 from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares, seed_interval
 from clipkit.evaluation.label_efficiency import LabelEfficiency, label_efficiency
+from clipkit.evaluation.labelled import Labelled, read_labelled
 from clipkit.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from clipkit.evaluation.probes import ProbeReport, knn, linear_probe
 from clipkit.evaluation.ranks import Ranks, retrieval_ranks
@@ -30,6 +31,7 @@ __all__ = [
     "Health",
     "Interval",
     "LabelEfficiency",
+    "Labelled",
     "LeaveOneOut",
     "PictureMatch",
     "ProbeReport",
@@ -58,6 +60,7 @@ __all__ = [
     "linear_probe",
     "measure_health",
     "nested_subsets",
+    "read_labelled",
     "read_sentence_pairs",
     "recommendation",
     "retrieval",

@@ -178,7 +178,7 @@ def _protocol(n_users: int, n_items: int, candidates: float, again: int, bootstr
         f"seen, {candidates:,.1f} candidates on average; ties count against the model"
     )
     if again:
-        text += f"; {again:,} users had seen their held-out item before"
+        text += f"; {again:,} user{'s' if again > 1 else ''} had seen the held-out item before"
     if bootstrap:
         text += f"; 95 % percentile bootstrap over users, {bootstrap:,} draws, seed {seed}"
     return text

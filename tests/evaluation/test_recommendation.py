@@ -113,9 +113,10 @@ def test_ties_count_against_the_model() -> None:
 def test_an_item_that_was_seen_before_stays_a_candidate_and_is_told() -> None:
     item = np.diag([3.0, 2, 1])
     report = recommendation(np.ones((2, 3)), item, [1, 0], [[0, 1], [1]], ks=(1,))
-    assert report.rank_U.tolist() == [1, 1] and "1 users had seen" in report.protocol
+    assert report.rank_U.tolist() == [1, 1] and "1 user had seen" in report.protocol
     assert report.chance_recall[1] == pytest.approx(1 / 2)
-    assert "had seen" not in recommendation(np.ones((1, 3)), item, [1], [[0, 0, 2]]).protocol
+    twice = recommendation(np.ones((1, 3)), item, [1], [[0, 0, 2]], ks=(1,))
+    assert "had seen" not in twice.protocol and twice.chance_recall[1] == 1, "seen twice, left out once"
 
 
 def test_biases_are_added() -> None:

@@ -50,6 +50,15 @@ def test_by_hand() -> None:
     assert sts(first, first, [5, 3, 2, 0]).spearman.value == 0, "equal cosines order nothing"
 
 
+def test_sums_in_another_order_are_equal_cosines() -> None:
+    rng = np.random.default_rng(0)
+    one, other = unit(rng.normal(size=(1, 64))), unit(rng.normal(size=(1, 64)))
+    orders = [rng.permutation(64) for _ in range(40)]
+    first, second = (np.concatenate([row[:, order] for order in orders]) for row in (one, other))
+    assert len(set(np.einsum("nd,nd->n", first.astype(float), second.astype(float)).tolist())) > 1
+    assert sts(first, second, rng.normal(size=40), bootstrap=0).spearman.value == 0
+
+
 def test_the_interval_is_the_bootstrap_s() -> None:
     first, second, scores = pairs()
     cosines = (first.astype(float) * second).sum(1)
