@@ -44,7 +44,7 @@ class DataConfig:
     item_column: str | None = None
     """Column that holds the item. Default: the first known name (item, item_id, product, movie_id, ...)."""
     time_column: str | None = None
-    """Column that orders a user's interactions. Default: a known name (timestamp, time, date), else the file's order."""
+    """Column that orders a user's interactions. Default: timestamp, time or date, else the file's order."""
     user_features: str | None = None
     """Table with what is known about users, a row for each, joined on the user column."""
     item_features: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,19 +56,20 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def frozen_features(
-    module: nn.Module, encode: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 256
+    module: nn.Module, encode: Callable[[Tensor], Tensor], inputs: Any, batch_size: int = 256
 ) -> np.ndarray:
     """Features of many inputs by a frozen module, float32 (N, F).
 
     Args:
         module: what has to stay as it is, asserted by ``frozen``.
         encode: a batch of inputs -> (B, F), by way of ``module``: normalise pixels in it.
-        inputs: (N, ...), such as uint8 pictures (N, 3, H, W).
+        inputs: a tensor (N, ...), such as uint8 pictures (N, 3, H, W), or ``Pictures`` that are decoded when asked for.
     """
     if not len(inputs):
         raise ClipkitError("no inputs to encode: give at least one")
     with frozen(module):
-        return torch.cat([encode(batch).float().cpu() for batch in inputs.split(batch_size)]).numpy()
+        batches = torch.arange(len(inputs)).split(batch_size)
+        return torch.cat([encode(inputs[rows]).float().cpu() for rows in batches]).numpy()
 
 
 def _contents(module: nn.Module) -> dict[str, bytes]:

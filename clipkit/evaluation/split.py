@@ -93,8 +93,8 @@ def evaluate_split(
         return SplitReport(None, None, encoded)
     if len(model.towers) == 1:
         named = split_labels(reader, encoded.samples.tolist()) if model.image is not None else None
-        neighbours = _neighbours(encoded.images.numpy(), named, bootstrap) if named else None
-        return SplitReport(None, None, encoded, neighbours)
+        found = by_neighbours(encoded.images.numpy(), named, bootstrap) if named is not None else None
+        return SplitReport(None, None, encoded, found)
     report = retrieval(encoded.images, encoded.texts, encoded.image_of_text, bootstrap=bootstrap)
     named = split_labels(reader, encoded.samples.tolist()) if labels else None
     if named is None:
@@ -134,7 +134,7 @@ def _recommended(model: DualEncoder, shards: InteractionSet, bootstrap: int) -> 
     return SplitReport(None, None, encoded, recommendation=found, popularity=popular)
 
 
-def _neighbours(image_ND: NDArray[np.float32], labels: list[str], bootstrap: int) -> ProbeReport | None:
+def by_neighbours(image_ND: NDArray[np.float32], labels: list[str], bootstrap: int) -> ProbeReport | None:
     """The second half of each class by its neighbours among the first half; None where a class has but one picture."""
     seen: dict[str, int] = {}
     places = []
