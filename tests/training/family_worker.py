@@ -32,7 +32,7 @@ BATCH, STEPS = 7, 3
 RECIPES: dict[str, dict[str, Any]] = {
     "simclr": {},
     "moco": {"queue": 10, "momentum": 0.9},
-    "moco, both ways": {"queue": 10, "momentum": 0.9, "symmetric": True},
+    "moco, both ways": {"queue": 20, "momentum": 0.9, "symmetric": True},
     "byol": {"momentum": 0.5, "predictor": 8},
     "supcon": {},
     "triplet": {"compare": "labels", "mining": "all"},
