@@ -4,8 +4,8 @@ from clipkit.objectives.comparison import Comparison, compare
 from clipkit.objectives.drop_in import ClipLoss, SigLipLoss
 from clipkit.objectives.exchange import gather_rows, sum_over_ranks
 from clipkit.objectives.global_contrastive import GlobalContrastive
+from clipkit.objectives.tile import Tiling
 from clipkit.objectives.tiled import hard_infonce, infonce, margin, negative_cosine, sigmoid, triplet
-from clipkit.objectives.walk import Tiling
 
 __all__ = [
     "ClipLoss",
