@@ -14,8 +14,8 @@ from clipkit.objectives.tables import (
     targets_table,
     views_table,
 )
+from clipkit.objectives.tile import Tiling
 from clipkit.objectives.tiled import hard_infonce, infonce, margin, negative_cosine, sigmoid, triplet
-from clipkit.objectives.walk import Tiling
 
 __all__ = [
     "ClipLoss",

@@ -143,16 +143,17 @@ class Comparison:
                 keys = torch.cat([keys, self.queue.detach().to(keys.dtype)])
             return (queries @ keys.T).to(dtype or queries.dtype)
 
-    def scores(self, dtype: torch.dtype | None = None) -> Tensor:
+    def scores(self, dtype: torch.dtype | None = None, biased: bool = True) -> Tensor:
         """(q, K + M) scores exp(log_scale) <query, key> + bias + key_shift.
 
         Args:
             dtype: of everything after the inner products; by default theirs. The gradients of scale and bias are sums
                 over the whole table that all but cancel, and are then made in it too.
+            biased: whether the bias is in them.
         """
         products = self.products(dtype)
         scores = self.log_scale.to(dtype).exp().to(products.dtype) * products
-        if self.bias is not None:
+        if biased and self.bias is not None:
             scores = scores + self.bias.to(products.dtype)
         if self.spread.key_shift is not None:
             scores = scores + self._beside_queue(self.spread.key_shift.to(scores.dtype))

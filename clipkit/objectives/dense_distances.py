@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit.objectives.comparison import Comparison
-from clipkit.objectives.dense import global_mean
+from clipkit.objectives.dense import global_mean, idle
 from clipkit.objectives.exchange import sum_plain
 
 Mining = Literal["all", "hardest", "semihard"]
@@ -102,12 +102,6 @@ def triplet(c: Comparison, margin: float = 0.2, mining: Mining = "all", dtype: t
         losses = F.relu(distance_P - torch.where(found_P, closest_P, farthest_P) + margin)
     n = torch.tensor(len(losses), device=losses.device)
     return global_mean(losses.sum() / _total(n, losses)) + idle(c).to(losses.dtype)
-
-
-def idle(c: Comparison) -> Tensor:
-    """() 0 in the graph of what these losses do not use, so that DDP does not wait for a gradient."""
-    unused = 0 * c.log_scale.sum()
-    return unused if c.bias is None else unused + 0 * c.bias.sum()
 
 
 def _total(n: Tensor, like: Tensor) -> Tensor:

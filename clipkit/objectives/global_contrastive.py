@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from clipkit.errors import ClipkitError
 from clipkit.objectives.comparison import Comparison
-from clipkit.objectives.dense import global_mean
+from clipkit.objectives.dense import global_mean, idle
 from clipkit.objectives.exchange import gather_plain
 from clipkit.objectives.log_sums import LogSums
+from clipkit.objectives.tile import Tiling
 from clipkit.objectives.tiled import log_sums_of, narrow
-from clipkit.objectives.walk import Tiling
 
 
 class GlobalContrastive(nn.Module):
@@ -69,7 +69,7 @@ class GlobalContrastive(nn.Module):
         u_K = self._updated(cast(Tensor, self.log_u_columns), spread.key_ids, all_K.detach())[c.key_ids]
         row_loss = self._loss(own_Q, u_Q) / _useful(all_Q).sum().clamp(min=1)
         column_loss = self._loss(all_K[c.own_keys], u_K) / _useful(all_K).sum().clamp(min=1)
-        return narrow(global_mean(0.5 * (row_loss + column_loss)), c)
+        return narrow(global_mean(0.5 * (row_loss + column_loss)) + idle(c), c)
 
     def _check(self, ids: Tensor, name: str) -> None:
         n = len(cast(Tensor, self.log_u_rows))

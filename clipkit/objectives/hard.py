@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit.objectives.comparison import Comparison
-from clipkit.objectives.dense import Directions, global_mean
+from clipkit.objectives.dense import Directions, global_mean, idle
 from clipkit.objectives.exchange import sum_plain
 from clipkit.objectives.log_sums import LogSums
 
@@ -20,10 +20,10 @@ def hard_infonce_of(c: Comparison, sums: tuple[LogSums, LogSums], tau_plus: floa
     rows_Q = _cross_entropies(sums[0], scale, tau_plus)
     row_loss = rows_Q.sum() / sum_plain((sums[0].n > 0).sum().to(rows_Q.dtype)).clamp(min=1)
     if directions == "rows":
-        return global_mean(row_loss)
+        return global_mean(row_loss) + idle(c).to(row_loss.dtype)
     columns_K = _cross_entropies(sums[1], scale, tau_plus)
     column_loss = columns_K[c.own_keys].sum() / (sums[1].n > 0).sum().clamp(min=1)
-    return global_mean(0.5 * (row_loss + column_loss))
+    return global_mean(0.5 * (row_loss + column_loss)) + idle(c).to(row_loss.dtype)
 
 
 def _cross_entropies(sums: LogSums, scale: Tensor, tau_plus: float) -> Tensor:

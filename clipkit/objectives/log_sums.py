@@ -49,14 +49,15 @@ class LogSums:
 
 
 def log_sums(c: Comparison, exponents: tuple[float, ...], dtype: torch.dtype | None = None) -> tuple[LogSums, LogSums]:
-    """The sums of this rank's rows and of everybody's columns, from the table.
+    """The sums of this rank's rows and of everybody's columns, from the table; without the bias, as in all that is made
+    of them only differences of scores count.
 
     Args:
         c: the comparison.
         exponents: a of each sum over the negatives.
         dtype: of everything after the inner products; by default theirs.
     """
-    scores_QM, positive_QM, negative_QM = c.scores(dtype), c.positives(), c.negatives()
+    scores_QM, positive_QM, negative_QM = c.scores(dtype, biased=False), c.positives(), c.negatives()
     rows = _of(scores_QM, positive_QM, negative_QM, exponents, 1)
     n = len(c.spread.key_ids)
     return rows, _of(scores_QM[:, :n], positive_QM[:, :n], negative_QM[:, :n], exponents, 0)

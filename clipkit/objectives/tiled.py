@@ -8,14 +8,18 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 from clipkit.objectives import dense, dense_distances
 from clipkit.objectives.comparison import Comparison
-from clipkit.objectives.dense import Directions
+from clipkit.objectives.dense import Directions, idle
 from clipkit.objectives.dense_distances import Mining
 from clipkit.objectives.exchange import world_size
 from clipkit.objectives.hard import hard_infonce_of
 from clipkit.objectives.log_sums import LogSums, log_sums
+from clipkit.objectives.tile import Tiling, wide
+from clipkit.objectives.tiled_distances import NegativeCosine, TiledMargin
 from clipkit.objectives.tiled_infonce import TiledInfoNCE
+from clipkit.objectives.tiled_log_sums import tiled_log_sums
 from clipkit.objectives.tiled_sigmoid import TiledSigmoid
-from clipkit.objectives.walk import SMALL, Tiling, Walk, wide
+from clipkit.objectives.tiled_triplet import TiledTriplet
+from clipkit.objectives.walk import SMALL, Walk
 
 
 def infonce(c: Comparison, tiling: Tiling | None = None, directions: Directions = "both") -> Tensor:
@@ -31,14 +35,14 @@ def infonce(c: Comparison, tiling: Tiling | None = None, directions: Directions 
         rank's share, as DDP and FSDP average over ranks.
     """
     _one_of("directions", directions, ("rows", "both"))
-    if (tiling is None and _is_small(c)) or _has_rules(c) or directions == "rows":
+    if tiling is None and _is_small(c):
         return narrow(dense.infonce(c, wide(c.queries.device), directions), c)
-    return TiledInfoNCE.apply(c.queries, c.keys, _scale(c), c.bias, Walk(c, tiling))
+    return TiledInfoNCE.apply(c.queries, c.keys, _scale(c), c.bias, Walk(c, tiling), directions == "both")
 
 
 def sigmoid(c: Comparison, tiling: Tiling | None = None) -> Tensor:
     """Pairwise sigmoid loss; see ``clipkit.objectives.dense.sigmoid``. Arguments and result as of ``infonce``."""
-    if (tiling is None and _is_small(c)) or _has_rules(c):
+    if tiling is None and _is_small(c):
         return narrow(dense.sigmoid(c, wide(c.queries.device)), c)
     return TiledSigmoid.apply(c.queries, c.keys, _scale(c), c.bias, Walk(c, tiling), torch.is_grad_enabled())
 
@@ -46,7 +50,10 @@ def sigmoid(c: Comparison, tiling: Tiling | None = None) -> Tensor:
 def negative_cosine(c: Comparison, tiling: Tiling | None = None) -> Tensor:
     """BYOL's loss; see ``clipkit.objectives.dense_distances.negative_cosine``. Arguments and result as of
     ``infonce``."""
-    return narrow(dense_distances.negative_cosine(c, wide(c.queries.device)), c)
+    if tiling is None and _is_small(c):
+        return narrow(dense_distances.negative_cosine(c, wide(c.queries.device)), c)
+    value = NegativeCosine.apply(c.queries, c.keys, Walk(c, tiling), torch.is_grad_enabled())
+    return value + narrow(idle(c), c)
 
 
 def margin(c: Comparison, margin: float = 0.5, tiling: Tiling | None = None) -> Tensor:
@@ -63,7 +70,11 @@ def margin(c: Comparison, margin: float = 0.5, tiling: Tiling | None = None) -> 
         ClipkitError: a margin that is not above 0.
     """
     _positive("margin", margin)
-    return narrow(dense_distances.margin(c, margin, wide(c.queries.device)), c)
+    if tiling is None and _is_small(c):
+        return narrow(dense_distances.margin(c, margin, wide(c.queries.device)), c)
+    # A positive's half of the squared distance is half of the negative cosine.
+    negatives = TiledMargin.apply(c.queries, c.keys, margin, Walk(c, tiling), torch.is_grad_enabled())
+    return 0.5 * negative_cosine(c, tiling or Tiling()) + negatives
 
 
 def triplet(c: Comparison, margin: float = 0.2, mining: Mining = "all", tiling: Tiling | None = None) -> Tensor:
@@ -82,7 +93,11 @@ def triplet(c: Comparison, margin: float = 0.2, mining: Mining = "all", tiling: 
     """
     _positive("margin", margin)
     _one_of("mining", mining, ("all", "hardest", "semihard"))
-    return narrow(dense_distances.triplet(c, margin, mining, wide(c.queries.device)), c)
+    if tiling is None and _is_small(c):
+        return narrow(dense_distances.triplet(c, margin, mining, wide(c.queries.device)), c)
+    walk = Walk(c, tiling)
+    value = TiledTriplet.apply(c.queries, c.keys, margin, mining, walk, torch.is_grad_enabled())
+    return value + narrow(idle(c), c)
 
 
 def hard_infonce(
@@ -122,7 +137,9 @@ def log_sums_of(
     c: Comparison, exponents: tuple[float, ...], tiling: Tiling | None, directions: Directions = "both"
 ) -> tuple[LogSums, LogSums]:
     """``log_sums`` of rows and columns, from the table or from tiles of it."""
-    return log_sums(c, exponents, wide(c.queries.device))
+    if tiling is None and _is_small(c):
+        return log_sums(c, exponents, wide(c.queries.device))
+    return tiled_log_sums(c.queries, c.keys, _scale(c), Walk(c, tiling), exponents, directions == "both")
 
 
 def _is_small(c: Comparison) -> bool:
@@ -133,10 +150,6 @@ def _is_small(c: Comparison) -> bool:
     """
     apart = world_size() > 1 or torch.is_autocast_enabled(c.queries.device.type)
     return not apart and len(c.queries) * (len(c.keys) + (0 if c.queue is None else len(c.queue))) < SMALL
-
-
-def _has_rules(c: Comparison) -> bool:
-    return c.itself or any(x is not None for x in (c.query_groups, c.key_shift, c.queue))
 
 
 def _scale(c: Comparison) -> Tensor:

@@ -115,7 +115,7 @@ def triplet(c: Comparison, margin: float, mining: str) -> float:
     return mean(losses)
 
 
-def hard_line(line: list[Cell], beta: float, tau_plus: float, scale: float) -> float | None:
+def hard_line(line: list[Cell], beta: float, tau_plus: float, least: float) -> float | None:
     positives = [math.exp(x.score) for x in line if x.positive]
     negatives = [math.exp(x.score) for x in line if not x.positive]
     if not positives:
@@ -126,14 +126,14 @@ def hard_line(line: list[Cell], beta: float, tau_plus: float, scale: float) -> f
         weighted = [e * w / mean(weights) for e, w in zip(negatives, weights, strict=True)]
         n = len(negatives)
         left = (sum(weighted) - tau_plus * n * mean(positives)) / (1 - tau_plus)
-        left = max(left, n * math.exp(-scale)) if tau_plus else left
+        left = max(left, n * math.exp(least)) if tau_plus else left
     return -mean([math.log(p / (sum(positives) + left)) for p in positives])
 
 
 def hard_infonce(c: Comparison, beta: float, tau_plus: float = 0.0, directions: str = "both") -> float:
-    scale = math.exp(float(c.log_scale))
+    least = -math.exp(float(c.log_scale)) + (0.0 if c.bias is None else float(c.bias))
     lines = [rows(c)] if directions == "rows" else [rows(c), columns(c)]
-    return mean([mean(counting([hard_line(line, beta, tau_plus, scale) for line in side])) for side in lines])
+    return mean([mean(counting([hard_line(line, beta, tau_plus, least) for line in side])) for side in lines])
 
 
 def g(line: list[Cell]) -> float | None:
