@@ -92,6 +92,12 @@ def measure_label_efficiency(
     trunk = model.model.tower("image").trunk
     state = {name: tensor.detach().clone() for name, tensor in trunk.state_dict().items()}
     budget = Budget(tune.epochs, tune.min_steps, tune.batch_size, tune.lr)
+
+    def progress(_: str, done: int, total: int) -> None:
+        if done == 1:
+            console.say(f"{total:,} training steps in all; --fractions, --seeds, --epochs and --min-steps say how many")
+        console.progress("fine-tuning", done, total)
+
     with tempfile.TemporaryDirectory() as folder:
         save_description(model.model, Path(folder))
 
@@ -115,7 +121,7 @@ def measure_label_efficiency(
             seeds=tune.seeds,
             budget=budget,
             device=model.model.device,
-            progress=lambda _, done, total: console.progress("fine-tuning", done, total),
+            progress=progress,
         )
     found = {"data": data, **curve.to_dict()}
     console.say(str(curve))

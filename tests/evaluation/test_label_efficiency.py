@@ -163,6 +163,20 @@ def test_both_networks_learn_as_a_whole_and_end_in_evaluation_mode(make_pretrain
     assert work.accuracy(model, pictures, label) == pytest.approx(np.mean(one_by_one))
 
 
+def test_the_linear_layer_is_the_same_however_a_trunk_is_made(make_pretrained: Callable[[], nn.Module]) -> None:
+    """A pretrained trunk draws other random numbers while it is made than one from scratch."""
+    pictures, label = stripes(40, 0)
+    work = FineTuning(pictures, label, 2, to_pixels, shift_and_flip, BUDGET, torch.device("cpu"), None, 0)
+
+    def wasteful() -> nn.Module:
+        trunk = make_pretrained()
+        torch.rand(5)
+        return trunk
+
+    ends = [work.train(make, np.arange(40), 1e-2, 0).state_dict() for make in (make_pretrained, wasteful)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_a_decoder_in_place_of_a_tensor() -> None:
     (train, label), (test, truth) = stripes(40, 0), stripes(30, 1)
 
