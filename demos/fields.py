@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData
 from gradio_client.utils import is_http_url_like
 
 GROUP = "model"  # calls that use the model wait for each other, whatever page they come from
 AT_ONCE = 1  # model calls at a time: torch uses all cores for one
 
+_TEXT: dict[str, Any] = {"path": "captions.txt", "meta": {"_type": "gradio.FileData"}}
 _EXAMPLE: dict[str, Any] = {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
 
 
@@ -44,6 +45,11 @@ def pictures_field(label: str) -> gr.Gallery:
     )
 
 
+def text_file_field(label: str, endings: list[str], elem_id: str) -> gr.File:
+    """A field for one small file of text; the function gets its path, or None."""
+    return _File(label=label, type="filepath", file_types=endings, height=110, elem_id=elem_id)
+
+
 def found_pictures(label: str) -> gr.Gallery:
     """Where found pictures are shown, each with a line of text."""
     return _Gallery(
@@ -57,7 +63,7 @@ def found_pictures(label: str) -> gr.Gallery:
     )
 
 
-def _path(self: gr.Image, payload: ImageData | None) -> str | None:
+def _path(self: Any, payload: ImageData | FileData | None) -> str | None:
     """The upload as it is: Gradio would open it, and say less clearly what is wrong with it."""
     return payload.path if payload is not None else None
 
@@ -91,3 +97,4 @@ _Image = _uploads_only(
 _Gallery = _uploads_only(
     gr.Gallery, preprocess=_paths, example_payload=lambda self: [{"image": _EXAMPLE}], example_value=lambda self: None
 )
+_File = _uploads_only(gr.File, preprocess=_path, example_payload=lambda self: _TEXT, example_value=lambda self: None)

@@ -21,7 +21,7 @@ import demos
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Index
 from demos.app import build_app, serve
-from demos.fields import picture_field, pictures_field
+from demos.fields import picture_field, pictures_field, text_file_field
 
 Pictures = dict[str, Path]
 ERRORS = (AppError, FieldError)
@@ -48,7 +48,7 @@ def test_endpoints_have_stable_names(client: Client) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
         "/search": ["words", "picture", "count", "without", "hide_similar"],
-        "/match": ["pictures", "captions"],
+        "/match": ["pictures", "captions", "file"],
         "/classify": ["pictures", "labels", "templates"],
     }
 
@@ -93,6 +93,31 @@ def test_match_gives_what_the_model_gives(client: Client, model: Aligner, pictur
     assert [tuple(pair) for pair in data["assignment"]] == expected.assignment
     assert f"{expected.matrix[0, 0]:.3f}" in html
     assert "&lt;b&gt;green" in html and "<b>green" not in html
+
+
+def test_captions_come_from_a_file_too(client: Client, pictures: Pictures, tmp_path: Path) -> None:
+    table, lines = tmp_path / "own captions.csv", tmp_path / "lines.txt"
+    table.write_text('n,caption\n1,"green, mostly"\n2,grey\n')
+    lines.write_text("blue\n")
+    _, data = client.predict(uploads(pictures["red"]), "red", handle_file(str(table)), api_name="/match")
+    assert data["captions"] == ["red", "green, mostly", "grey"]
+    _, data = client.predict(uploads(pictures["red"]), "", handle_file(str(lines)), api_name="/match")
+    assert data["captions"] == ["blue"]
+
+
+def test_files_of_captions_that_are_refused(client: Client, pictures: Pictures, tmp_path: Path) -> None:
+    red = uploads(pictures["red"])
+    for data, message in (
+        (b"\xff\xfe", r"file: words\.txt: not UTF-8"),
+        (b"a\n" * 101, "101 captions; at most 100"),
+        (b"x" * (2 << 20), r"words\.txt: 2\.0 MB; more than 1 MB"),
+    ):
+        file = tmp_path / "words.txt"
+        file.write_bytes(data)
+        with pytest.raises(ERRORS, match=message):
+            client.predict(red, "", handle_file(str(file)), api_name="/match")
+    with pytest.raises(ERRORS, match="addresses are not fetched"):
+        client.predict(red, "", handle_file("https://example.com/captions.txt"), api_name="/match")
 
 
 def test_classify_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
@@ -162,7 +187,7 @@ def test_addresses_are_not_fetched(client: Client) -> None:
 
 
 def test_a_field_that_gradio_makes_anew_still_fetches_nothing() -> None:
-    for field in (picture_field("a"), pictures_field("b")):
+    for field in (picture_field("a"), pictures_field("b"), text_file_field("c", [".txt"], "c")):
         anew = type(field)(label="as Gradio does for a session whose fields an example has filled in")
         address = "https://example.com/a.png"
         assert asyncio.run(anew.async_move_resource_to_block_cache(address)) == address
