@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Index
+from clipkit.inference.calibration import SavedCalibration
 from demos.classify import classify_page
 from demos.examples import make_examples
 from demos.fields import AT_ONCE
@@ -25,12 +26,13 @@ _WAITING = 64  # calls in the queue; the next one is told that it is full
 _UPLOADS = (3600, 86_400)  # every hour, files older than a day are deleted
 
 
-def build_app(model: Aligner, index: Index | None = None) -> gr.Blocks:
+def build_app(model: Aligner, index: Index | None = None, calibration: SavedCalibration | None = None) -> gr.Blocks:
     """The pages of a model.
 
     Args:
         model: does the work.
         index: what the search page searches; made by the same model.
+        calibration: what the classify page starts with.
 
     Returns:
         An app for ``serve`` (or Gradio's own ``launch``, which then has to be given what ``settings`` holds).
@@ -43,7 +45,7 @@ def build_app(model: Aligner, index: Index | None = None) -> gr.Blocks:
         with gr.Tab("Match captions", id="match"):
             match_page(model, examples)
         with gr.Tab("Classify", id="classify"):
-            classify_page(model, examples)
+            classify_page(model, examples, calibration)
         for line in index.credits() if index is not None else []:
             gr.HTML(f"<p>{escape(line)}</p>", elem_classes="ck-note")
     return app.queue(max_size=_WAITING, default_concurrency_limit=AT_ONCE)

@@ -28,9 +28,13 @@ CSS = (
 .ck-bars li { display: grid; grid-template-columns: 1fr auto; gap: 0 0.75rem; margin: 0 0 0.5rem; padding: 0; }
 .ck-label { overflow-wrap: anywhere; }
 .ck-percent { font-variant-numeric: tabular-nums; }
+.ck-none { margin: 0 0 0.5rem; }
+.ck-unknown .ck-track span { opacity: 0.45; }
 .ck-track {
-  grid-column: 1 / -1; height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden;
+  position: relative; grid-column: 1 / -1; height: 8px; border-radius: 4px; overflow: hidden;
+  background: var(--border-color-primary);
 }
 .ck-track span { display: block; height: 100%; background: var(--color-accent); }
+.ck-track i { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--body-text-color); }
 """
 )

@@ -121,9 +121,8 @@ def match_rows(found: Match, names: Sequence[str], captions: Sequence[str]) -> l
     return rows
 
 
-def picture_tag(image: Image.Image, side: int, alt: str = "") -> str:
-    """The picture in the page itself, at most ``side`` pixels wide and high; ``alt`` is empty where its name stands
-    beside it."""
+def picture_tag(image: Image.Image, side: int, alt: str) -> str:
+    """The picture in the page itself, at most ``side`` pixels wide and high."""
     small = image.copy()
     small.thumbnail((2 * side, 2 * side), Image.Resampling.LANCZOS)  # twice, for dense screens
     buffer = io.BytesIO()
@@ -144,12 +143,13 @@ def _matrix(found: Match, pictures: Sequence[Shown], captions: Sequence[str]) ->
     head = "".join(f'<th scope="col">{escape(caption)}</th>' for caption in captions)
     rows = []
     for i, picture in enumerate(pictures):
+        best = captions[found.best_caption[i]]
         cells = []
         for j in range(len(captions)):
             marks = _marks(found, i, j)
             pair = ' class="ck-pair"' if (i, j) in pairs else ""
             cells.append(f'<td{pair} style="--shade:{shade[i, j]:.0f}%">{found.matrix[i, j]:.3f}{marks}</td>')
-        rows.append(f'<tr><th scope="row">{_named(picture)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{_named(picture, best)}</th>{"".join(cells)}</tr>')
     return (
         '<div class="ck-scroll" tabindex="0" role="region" aria-label="Similarity matrix"><table class="ck-matrix">'
         "<caption>Cosine similarity of pictures and captions</caption>"
@@ -175,9 +175,9 @@ def _by_picture(found: Match, pictures: Sequence[Shown], captions: Sequence[str]
     assigned = dict(found.assignment)
     rows = []
     for i, picture in enumerate(pictures):
-        # where the matrix is left out, the pictures are shown here
-        name = _named(picture) if found.matrix.size > MAX_CELLS else escape(picture.name)
         best = int(found.best_caption[i])
+        # where the matrix is left out, the pictures are shown here
+        name = _named(picture, captions[best]) if found.matrix.size > MAX_CELLS else escape(picture.name)
         one = _scored(found, i, assigned[i], captions[assigned[i]]) if i in assigned else "–"
         rows.append((name, _scored(found, i, best, captions[best]), one))
     return _table("Pictures", ("Picture", "Best caption", "One-to-one"), rows)
@@ -197,8 +197,9 @@ def _scored(found: Match, i: int, j: int, text: str) -> str:
     return f"{escape(text)} ({found.matrix[i, j]:.3f})"
 
 
-def _named(picture: Shown) -> str:
-    return f"{picture_tag(picture.preview, 56)}<span>{escape(picture.name)}</span>"
+def _named(picture: Shown, caption: str) -> str:
+    """The picture with its name; its name stands beside it, so its alternative text is what the model sees in it."""
+    return f"{picture_tag(picture.preview, 56, f'best caption: {caption}')}<span>{escape(picture.name)}</span>"
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

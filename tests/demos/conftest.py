@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 from PIL import Image
 
 import demos  # first: it switches Gradio's analytics off  # noqa: F401
@@ -62,3 +63,9 @@ def address(model: Aligner, index: Index, free_port: int) -> Iterator[str]:
     app = build_app(model, index)
     yield serve(app, port=free_port, block=False)
     app.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Client:
+    """A client of the app's API."""
+    return Client(address, verbose=False, analytics_enabled=False)

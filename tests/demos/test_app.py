@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-import urllib.error
-import urllib.request
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from gradio_client.exceptions import ValidationError as FieldError
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from demo_helpers import ERRORS, Pictures, get, uploads
 
 import demos
 from clipkit.errors import ClipkitError
@@ -23,33 +23,13 @@ from clipkit.inference import Aligner, Index
 from demos.app import build_app, serve
 from demos.fields import picture_field, pictures_field, text_file_field
 
-Pictures = dict[str, Path]
-ERRORS = (AppError, FieldError)
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> Client:
-    return Client(address, verbose=False, analytics_enabled=False)
-
-
-def uploads(*paths: Path) -> list[dict[str, Any]]:
-    return [{"image": handle_file(str(path)), "caption": None} for path in paths]
-
-
-def get(address: str) -> tuple[int, str, Any]:
-    try:
-        with urllib.request.urlopen(address, timeout=30) as response:
-            return response.status, response.read().decode("utf-8", "replace"), response.headers
-    except urllib.error.HTTPError as error:
-        return error.code, "", error.headers
-
 
 def test_endpoints_have_stable_names(client: Client) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
         "/search": ["words", "picture", "count", "without", "hide_similar"],
         "/match": ["pictures", "captions", "file"],
-        "/classify": ["pictures", "labels", "templates"],
+        "/classify": ["pictures", "labels", "templates", "none_below", "temperature"],
     }
 
 
@@ -120,16 +100,6 @@ def test_files_of_captions_that_are_refused(client: Client, pictures: Pictures, 
         client.predict(red, "", handle_file("https://example.com/captions.txt"), api_name="/match")
 
 
-def test_classify_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
-    paths = [pictures["red"], pictures["green"]]
-    html, data = client.predict(uploads(*paths), "cat\ndog\nbird", "a photo of a {}.", api_name="/classify")
-    expected = model.classifier(["cat", "dog", "bird"], "photo").top_k(paths, 3)
-    for row, best in zip(data, expected, strict=True):
-        assert [entry["label"] for entry in row["labels"]] == [label for label, _ in best]
-        assert [entry["probability"] for entry in row["labels"]] == pytest.approx([p for _, p in best], abs=1e-3)
-    assert html.count("<li>") == 6
-
-
 def test_users_at_the_same_time_get_their_own_answers(client: Client, index: Index) -> None:
     queries = [f"{word} {n}" for n in range(5) for word in ("red", "green", "blue", "grey")]
     with ThreadPoolExecutor(20) as pool:
@@ -156,7 +126,7 @@ def test_search_errors(
         client.predict(words, handle_file(str(path)) if path else None, 3, api_name="/search")
 
 
-def test_match_and_classify_errors(client: Client, pictures: Pictures) -> None:
+def test_match_errors(client: Client, pictures: Pictures) -> None:
     red = uploads(pictures["red"])
     with pytest.raises(ERRORS, match="no picture yet"):
         client.predict([], "a cat", api_name="/match")
@@ -164,10 +134,6 @@ def test_match_and_classify_errors(client: Client, pictures: Pictures) -> None:
         client.predict(red, " \n ", api_name="/match")
     with pytest.raises(ERRORS, match="at most 24"):
         client.predict(red * 25, "a cat", api_name="/match")
-    with pytest.raises(ERRORS, match="'cat' is there twice"):
-        client.predict(red, "cat\ndog\ncat", "a {}", api_name="/classify")
-    with pytest.raises(ERRORS, match=r"needs exactly one \{\}"):
-        client.predict(red, "cat\ndog", "a photo", api_name="/classify")
 
 
 def test_a_damaged_picture_is_named_without_its_folder(client: Client, tmp_path: Path) -> None:

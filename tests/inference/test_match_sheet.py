@@ -72,6 +72,7 @@ def test_the_document_loads_and_executes_nothing() -> None:
     assert all(source.startswith("data:") for source in re.findall(r"""(?:src|href)=["']([^"']*)""", html))
     assert "//" not in re.sub(r'src="data:[^"]*"', "", html)
     assert "0 &amp; &quot;0&quot;.png" in html
+    assert re.findall(r'<img [^>]*alt="([^"]*)"', html) == ["best caption: a red wall"] * 2
 
 
 def test_many_cells_are_no_heatmap_but_the_matches_are_all_there() -> None:
