@@ -16,16 +16,15 @@ from demos.thumbnails import Thumbnails
 
 MAX_RESULTS = 60
 SIMILAR = 0.95  # cosine similarity from which two pictures count as alike
-_NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
+NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
 
 _ROWS = "[Object.keys(data[0] ?? {}), ...data.map(row => Object.values(row))]"
 
 Found = tuple[list[tuple[str, str]], list[dict[str, Any]]]
 
 
-def search_page(model: Aligner, index: Index | None, examples: Examples) -> None:
+def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | None, examples: Examples) -> None:
     """Lay out the page and connect it."""
-    thumbnails = Thumbnails(index) if index is not None else None
 
     @user_errors
     def search(
@@ -34,7 +33,7 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
         """Pictures of the index nearest to words, to a picture, or to both together, best first, with cosine
         similarities; what is in ``without`` is taken off, and ``hide_similar`` shows one of a burst."""
         if index is None or thumbnails is None:
-            raise ClipkitError(_NOTHING)
+            raise ClipkitError(NOTHING)
         check_query(words, picture)
         query: list[Any] = [words.strip()] if words and words.strip() else []
         if picture is not None:
@@ -55,7 +54,7 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
         )
 
     if index is None:
-        gr.Markdown(f"{_NOTHING}.")
+        gr.Markdown(f"{NOTHING}.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")

@@ -1,10 +1,10 @@
 """The pages' own style sheet; colours are the theme's, so that dark mode follows."""
 
 from clipkit.inference.match_sheet import CSS as TABLES
+from demos.plot import CSS as MAP
+from demos.run import CSS as RUN
 
-CSS = (
-    TABLES
-    + """
+_PAGES = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 .ck-head h1 { margin-bottom: 0; }
 
@@ -37,4 +37,5 @@ CSS = (
 .ck-track span { display: block; height: 100%; background: var(--color-accent); }
 .ck-track i { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--body-text-color); }
 """
-)
+
+CSS = TABLES + MAP + RUN + _PAGES

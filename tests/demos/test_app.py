@@ -29,6 +29,7 @@ def test_endpoints_have_stable_names(client: Client) -> None:
     assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
         "/search": ["words", "picture", "count", "without", "hide_similar"],
         "/match": ["pictures", "captions", "file"],
+        "/map": ["query", "method", "colour", "clusters"],
         "/classify": ["pictures", "labels", "templates", "none_below", "temperature"],
     }
 
