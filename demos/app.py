@@ -24,7 +24,7 @@ from demos.map import map_page
 from demos.match import match_page
 from demos.model import model_page
 from demos.search import search_page
-from demos.style import CSS
+from demos.style import CSS, HEAD
 from demos.thumbnails import Thumbnails
 
 _WAITING = 64  # calls in the queue; the next one is told that it is full
@@ -76,6 +76,7 @@ def settings(app: Pages) -> dict[str, Any]:
     return {
         "theme": gr.themes.Default(primary_hue="blue", font=system, font_mono=mono),
         "css": CSS,
+        "head": HEAD,
         "max_file_size": MAX_UPLOAD,
         "footer_links": ["api", "settings"],
         "app_kwargs": {"middleware": [Middleware(Guard)], "routes": list(app.routes)},

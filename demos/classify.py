@@ -146,7 +146,7 @@ def classify_page(model: Aligner, examples: Examples, calibration: SavedCalibrat
         use,
         file,
         [labels, templates, none_below, temperature],
-        validator=lambda path: verdicts(lambda: read_file(path)),
+        validator=lambda path: verdicts(lambda: read_file(path))[0],  # not a list where there is one field
         api_visibility="private",
     )
     as_csv.click(None, data, None, js=csv_button("clipkit-classes", _ROWS))

@@ -18,7 +18,7 @@ _TEXT: dict[str, Any] = {"path": "captions.txt", "meta": {"_type": "gradio.FileD
 _EXAMPLE: dict[str, Any] = {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
 
 
-def picture_field(label: str) -> gr.Image:
+def picture_field(label: str, elem_id: str | None = None) -> gr.Image:
     """A field for one picture; the function gets its path, or None."""
     return _Image(
         label=label,
@@ -27,6 +27,7 @@ def picture_field(label: str) -> gr.Image:
         height=200,
         buttons=["fullscreen"],
         alt_text=label,
+        elem_id=elem_id,
         elem_classes="ck-upload",
     )
 
@@ -42,7 +43,7 @@ def pictures_field(label: str) -> gr.Gallery:
         height=260,
         object_fit="contain",
         buttons=[],
-        elem_classes="ck-upload",
+        elem_classes=["ck-upload", "ck-several"],
     )
 
 

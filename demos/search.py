@@ -58,7 +58,7 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
-            picture = picture_field("and, or instead, a picture")
+            picture = picture_field("and, or instead, a picture", "search-picture")
             without = gr.Textbox(value="", label="Without", placeholder="people", max_lines=1, elem_id="search-without")
             count = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Number of results")
             hide_similar = gr.Checkbox(value=False, label="Hide pictures that look alike", elem_id="search-alike")

@@ -1,4 +1,4 @@
-"""The pages' own style sheet; colours are the theme's, so that dark mode follows."""
+"""The pages' own style sheet; colours are the theme's, so that dark mode follows. And what its markup lacks."""
 
 from clipkit.inference.match_sheet import CSS as TABLES
 from demos.plot import CSS as MAP
@@ -11,7 +11,7 @@ _PAGES = """
 /* Galleries: as high as they need to be, below their label, two columns on a phone */
 .ck-found .grid-wrap { max-height: none !important; }
 .ck-found .grid-container, .ck-upload .grid-container { padding-top: 1.75rem !important; }
-.ck-upload .grid-container { --grid-cols: 4 !important; }
+.ck-several .grid-container { grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) !important; }
 /* The line of text below the picture, not over its feet */
 .ck-found .thumbnail-lg > img { box-sizing: border-box; padding-bottom: 1.75rem; }
 @media (max-width: 640px) { .ck-found .grid-container { --grid-cols: 2 !important; } }
@@ -39,3 +39,13 @@ _PAGES = """
 """
 
 CSS = TABLES + MAP + RUN + _PAGES
+
+# Gradio gives an upload without a caption no alternative text: its file's name is better than nothing.
+HEAD = """
+<script>
+new MutationObserver(() => {
+  for (const image of document.querySelectorAll('.ck-upload img:not([alt]), .ck-upload img[alt=""]'))
+    image.alt = decodeURIComponent(image.src.split("/").pop());
+}).observe(document, {childList: true, subtree: true});
+</script>
+"""

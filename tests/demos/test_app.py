@@ -101,12 +101,34 @@ def test_files_of_captions_that_are_refused(client: Client, pictures: Pictures, 
         client.predict(red, "", handle_file("https://example.com/captions.txt"), api_name="/match")
 
 
-def test_users_at_the_same_time_get_their_own_answers(client: Client, index: Index) -> None:
-    queries = [f"{word} {n}" for n in range(5) for word in ("red", "green", "blue", "grey")]
+def test_twenty_users_at_the_same_time_get_their_own_answers(
+    client: Client, model: Aligner, index: Index, pictures: Pictures
+) -> None:
+    """Of every function in turn; each user's words and picture are their own."""
+    names = sorted(pictures)
+
+    def ask(user: int) -> tuple[float, float]:
+        """What the app answers, and what the model does."""
+        words, name = f"user {user}", names[user % len(names)]
+        picture = uploads(pictures[name])
+        if user % 4 == 0:
+            row = client.predict(words, None, 1, api_name="/search")[1][0]
+            return row["score"], index.search(words, 1)[0].score
+        if user % 4 == 1:
+            data = client.predict(picture, f"{words}\nother", api_name="/match")[1]
+            assert data["pictures"] == [f"{name}.png"] and data["captions"] == [words, "other"]
+            return data["matrix"][0][0], float(model.similarity(pictures[name], words)[0, 0])
+        if user % 4 == 2:
+            best = client.predict(picture, f"{words}\nother", "a {}", api_name="/classify")[1][0]["labels"]
+            expected = model.classifier([words, "other"], "a {}").predict_proba(pictures[name])[0, 0]
+            return next(entry["probability"] for entry in best if entry["label"] == words), float(expected)
+        row = client.predict(words, "PCA", "nothing", 3, api_name="/map")[1]["neighbours"][0]
+        return row["score"], index.search(words, 1)[0].score
+
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda query: client.predict(query, None, 1, api_name="/search")[1][0], queries))
-    for query, answer in zip(queries, answers, strict=True):
-        assert answer["score"] == pytest.approx(index.search(query, 1)[0].score, abs=1e-3)
+        answers = list(pool.map(ask, range(20)))
+    assert [found for found, _ in answers] == pytest.approx([expected for _, expected in answers], abs=1e-3)
+    assert len({round(found, 4) for found, _ in answers}) > 10, "they asked for different things"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 import urllib.request
@@ -18,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from demo_helpers import ERRORS, get
+from demo_helpers import ERRORS, a_run, get
 
 from clipkit.inference import Aligner, Index
 from clipkit.inference.index_files import Item
@@ -101,22 +100,6 @@ def test_a_picture_that_is_gone_is_no_server_error(model: Aligner, tmp_path: Pat
     thumbnails = Thumbnails(gone)
     answer = TestClient(Starlette(routes=[thumbnails.route()])).get("/" + thumbnails.address(0))
     assert answer.status_code == 404 and str(tmp_path) not in answer.text
-
-
-def a_run(folder: Path) -> Path:
-    run = folder / "run"
-    run.mkdir()
-    lines = [{"kind": "train", "step": s, "loss": 5 - s / 9, "lr": 1e-3} for s in range(1, 20)]
-    lines.append({"kind": "eval", "step": 19, "image_to_text@1": 0.5, "text_to_image@1": 0.25})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
-    (run / "config.yaml").write_text(f"recipe: clip\nbatch_size: 32\ntrain_data: {folder / 'shards' / 'train'}\n")
-    (run / "report.html").write_text('<p class="x">"The" report</p>')
-    (folder / "shards").mkdir()
-    (folder / "shards" / "dataset.json").write_text("{}")
-    card = "# Data card\n\nMade from `a <b>`.\n\n![Some](contact_sheet.jpg)\n\n## Samples\n"
-    (folder / "shards" / "data_card.md").write_text(card)
-    (folder / "shards" / "contact_sheet.jpg").write_bytes(b"jpeg")
-    return run
 
 
 def test_the_model_page_tells_what_the_run_holds(model: Aligner, tmp_path: Path) -> None:
