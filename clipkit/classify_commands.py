@@ -123,23 +123,14 @@ def _calibrated(option: ModelOption, path: str) -> Classifier:
     Raises:
         ClipkitError: no such file, another file, or another model.
     """
-    from clipkit.inference.index_files import model_fingerprint
+    from clipkit.inference.calibration import read_calibration
 
     try:
-        read = json.loads(Path(path).read_text(encoding="utf-8"))
-        labels, templates = [str(x) for x in read["labels"]], [str(x) for x in read["templates"]]
-        temperature, none_below, fingerprint = (
-            float(read["temperature"]),
-            float(read["none_below"]),
-            read["fingerprint"],
-        )
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ClipkitError(f"{path}: cannot be read ({error.strerror}); make it with clipkit calibrate") from None
-    except (ValueError, KeyError, TypeError):
-        raise ClipkitError(f"{path}: no calibration; make one with clipkit calibrate") from None
     model = option.load()
-    if model_fingerprint(model) != fingerprint:
-        raise ClipkitError(f"{path} was made for {read.get('model')}, not for {model.name} as it is; calibrate again")
-    classifier = model.classifier(labels, templates)
-    classifier.temperature, classifier.none_below = temperature, none_below
+    saved = read_calibration(data, path, model)
+    classifier = model.classifier(saved.labels, saved.templates)
+    classifier.temperature, classifier.none_below = saved.temperature, saved.none_below
     return classifier

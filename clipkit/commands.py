@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,50 +10,12 @@ import tyro
 from clipkit.classify_commands import Calibrate, Classify
 from clipkit.evaluate_command import Evaluate
 from clipkit.inputs import check_output, parse_flags, picture_paths, read_lines
+from clipkit.match_command import MatchPairs
 from clipkit.model_option import ModelOption
 from clipkit.search_commands import MakeIndex, Search
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch: each verb imports what it needs when it runs
     from clipkit.training.console import Console
-
-
-@dataclass(frozen=True)
-class MatchPairs:
-    """Match pictures with captions: the best caption of each picture, and the one-to-one assignment."""
-
-    images: tyro.conf.Positional[str]
-    """Folder of pictures, or one picture."""
-    captions: tyro.conf.Positional[str]
-    """File with a caption per line."""
-    output: str | None = None
-    """CSV for the result. Default: printed."""
-    model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
-
-    def run(self, console: Console) -> None:
-        paths, captions = picture_paths([self.images]), read_lines(self.captions)
-        check_output(self.output)
-        match = self.model.load().match(paths, captions)
-        assigned = dict(match.assignment)
-        rows: list[list[str]] = []
-        for i, path in enumerate(paths):
-            best = int(match.best_caption[i])
-            one = assigned.get(i)
-            rows.append(
-                [
-                    str(path),
-                    captions[best],
-                    f"{match.matrix[i, best]:.4f}",
-                    captions[one] if one is not None else "",
-                    f"{match.matrix[i, one]:.4f}" if one is not None else "",
-                ]
-            )
-        header = ["picture", "best_caption", "score", "assigned_caption", "assigned_score"]
-        if self.output:
-            with open(self.output, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([header, *rows])
-            print(f"{len(rows)} pictures and {len(captions)} captions matched: {self.output}")
-        else:
-            csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
 
 
 @dataclass(frozen=True)

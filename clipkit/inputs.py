@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import re
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
+
+_CAPTIONS = ("caption", "text", "title", "captions")  # names of a table's column
 
 
 def parse_flags(what: Any, arguments: list[str], prog: str, **options: Any) -> Any:
@@ -69,6 +72,50 @@ def read_lines(path: str | Path) -> list[str]:
     if not lines:
         raise ClipkitError(f"{path}: no line with text in it")
     return lines
+
+
+def read_captions(path: str | Path) -> list[str]:
+    """The captions of a file: its lines, or of a CSV or TSV table the column that is called so.
+
+    Raises:
+        ClipkitError: no such file, no text, a table without that column, or no caption in it.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ClipkitError(f"{path}: cannot be read ({error.strerror})") from None
+    return captions_in(data, str(path))
+
+
+def captions_in(data: bytes, name: str) -> list[str]:
+    """``read_captions`` of a file's bytes; ``name`` says in messages which file, and by its ending what it is."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ClipkitError(f"{name}: not UTF-8 text") from None
+    if Path(name).suffix.lower() in (".csv", ".tsv"):
+        lines = _caption_column(text, "\t" if name.lower().endswith(".tsv") else ",", name)
+    else:
+        lines = text.splitlines()
+    lines = [" ".join(line.split()) for line in lines]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ClipkitError(f"{name}: no line with text in it")
+    return lines
+
+
+def _caption_column(text: str, separator: str, name: str) -> list[str]:
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except csv.Error as error:
+        raise ClipkitError(f"{name}: no table ({error}); give a file with a caption per line") from None
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = next((head.index(known) for known in _CAPTIONS if known in head), None)
+    if column is not None:
+        return [row[column] for row in rows[1:] if len(row) > column]
+    if any(len(row) != 1 for row in rows):
+        raise ClipkitError(f"{name}: no column called {' or '.join(_CAPTIONS[:3])}; name one so in the first row")
+    return [row[0] for row in rows]
 
 
 def check_output(path: str | None) -> None:

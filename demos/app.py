@@ -3,62 +3,83 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Index
+from clipkit.inference.calibration import SavedCalibration
 from demos.classify import classify_page
 from demos.examples import make_examples
 from demos.fields import AT_ONCE
 from demos.guard import Guard
 from demos.inputs import MAX_UPLOAD
+from demos.map import map_page
 from demos.match import match_page
+from demos.model import model_page
 from demos.search import search_page
-from demos.style import CSS
+from demos.style import CSS, HEAD
+from demos.thumbnails import Thumbnails
 
 _WAITING = 64  # calls in the queue; the next one is told that it is full
 _UPLOADS = (3600, 86_400)  # every hour, files older than a day are deleted
 
 
-def build_app(model: Aligner, index: Index | None = None) -> gr.Blocks:
+class Pages(gr.Blocks):
+    """The app, with what it serves besides Gradio's own."""
+
+    routes: Sequence[Route] = ()
+
+
+def build_app(model: Aligner, index: Index | None = None, calibration: SavedCalibration | None = None) -> Pages:
     """The pages of a model.
 
     Args:
         model: does the work.
         index: what the search page searches; made by the same model.
+        calibration: what the classify page starts with.
 
     Returns:
         An app for ``serve`` (or Gradio's own ``launch``, which then has to be given what ``settings`` holds).
     """
     examples = make_examples(index)
-    with gr.Blocks(title="clipkit", analytics_enabled=False, delete_cache=_UPLOADS) as app:
+    thumbnails = Thumbnails(index) if index is not None else None
+    with Pages(title="clipkit", analytics_enabled=False, delete_cache=_UPLOADS) as app:
+        app.routes = [thumbnails.route()] if thumbnails is not None else []
         gr.HTML(_head(model, index), elem_classes="ck-head")
         with gr.Tab("Search", id="search"):
-            search_page(model, index, examples)
+            search_page(model, index, thumbnails, examples)
         with gr.Tab("Match captions", id="match"):
             match_page(model, examples)
         with gr.Tab("Classify", id="classify"):
-            classify_page(model, examples)
+            classify_page(model, examples, calibration)
+        with gr.Tab("Map", id="map") as tab:
+            map_page(tab, index, thumbnails, examples)
+        with gr.Tab("Model", id="model") as tab:
+            model_page(tab, model)
         for line in index.credits() if index is not None else []:
             gr.HTML(f"<p>{escape(line)}</p>", elem_classes="ck-note")
-    return app.queue(max_size=_WAITING, default_concurrency_limit=AT_ONCE)
+    app.queue(max_size=_WAITING, default_concurrency_limit=AT_ONCE)
+    return app
 
 
-def settings() -> dict[str, Any]:
-    """What the app is launched with: its look, its limits, and nothing that reaches beyond this machine."""
+def settings(app: Pages) -> dict[str, Any]:
+    """What an app is launched with: its look, its limits, and nothing that reaches beyond this machine."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "Consolas", "monospace"]
     return {
         "theme": gr.themes.Default(primary_hue="blue", font=system, font_mono=mono),
         "css": CSS,
+        "head": HEAD,
         "max_file_size": MAX_UPLOAD,
         "footer_links": ["api", "settings"],
-        "app_kwargs": {"middleware": [Middleware(Guard)]},
+        "app_kwargs": {"middleware": [Middleware(Guard)], "routes": list(app.routes)},
         "share": False,
         "ssr_mode": False,
         "mcp_server": False,
@@ -70,14 +91,14 @@ def settings() -> dict[str, Any]:
     }
 
 
-def serve(app: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, block: bool = True) -> str:
+def serve(app: Pages, host: str = "127.0.0.1", port: int = 7860, block: bool = True) -> str:
     """Serve the app and return its address; with ``block``, only after it is interrupted.
 
     Raises:
         ClipkitError: an address or a port that cannot be had.
     """
     _check_port(host, port)
-    _, address, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True, **settings())
+    _, address, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True, **settings(app))
     if block:
         print(f"clipkit demo at {address} (stop it with Ctrl-C)", flush=True)
         app.block_thread()

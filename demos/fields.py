@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABCMeta
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData
 from gradio_client.utils import is_http_url_like
 
 GROUP = "model"  # calls that use the model wait for each other, whatever page they come from
 AT_ONCE = 1  # model calls at a time: torch uses all cores for one
 
+_TEXT: dict[str, Any] = {"path": "captions.txt", "meta": {"_type": "gradio.FileData"}}
 _EXAMPLE: dict[str, Any] = {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
 
 
-def picture_field(label: str) -> gr.Image:
+def picture_field(label: str, elem_id: str | None = None) -> gr.Image:
     """A field for one picture; the function gets its path, or None."""
     return _Image(
         label=label,
@@ -25,6 +27,7 @@ def picture_field(label: str) -> gr.Image:
         height=200,
         buttons=["fullscreen"],
         alt_text=label,
+        elem_id=elem_id,
         elem_classes="ck-upload",
     )
 
@@ -40,8 +43,18 @@ def pictures_field(label: str) -> gr.Gallery:
         height=260,
         object_fit="contain",
         buttons=[],
-        elem_classes="ck-upload",
+        elem_classes=["ck-upload", "ck-several"],
     )
+
+
+def text_file_field(label: str, endings: list[str], elem_id: str) -> gr.File:
+    """A field for one small file of text; the function gets its path, or None."""
+    return _File(label=label, type="filepath", file_types=endings, height=150, elem_id=elem_id)
+
+
+def choice_field(label: str, choices: Sequence[str], min_width: int) -> gr.Radio:
+    """A field for one of a few words, the first of them at first."""
+    return _Radio(list(choices), value=choices[0], label=label, min_width=min_width)
 
 
 def found_pictures(label: str) -> gr.Gallery:
@@ -57,7 +70,7 @@ def found_pictures(label: str) -> gr.Gallery:
     )
 
 
-def _path(self: gr.Image, payload: ImageData | None) -> str | None:
+def _path(self: Any, payload: ImageData | FileData | None) -> str | None:
     """The upload as it is: Gradio would open it, and say less clearly what is wrong with it."""
     return payload.path if payload is not None else None
 
@@ -68,11 +81,7 @@ def _paths(self: gr.Gallery, payload: Any) -> list[str] | None:
 
 
 def _uploads_only(base: type[Any], **methods: Any) -> Any:
-    """A kind of ``base`` that leaves addresses alone, for ``check_picture`` to refuse; Gradio would fetch them.
-
-    It goes past Gradio's metaclass, which writes a stub file beside the module of each subclass, and it keeps the
-    name and module of ``base``, by which the page finds the component.
-    """
+    """A kind of ``base`` that leaves addresses alone, for ``check_picture`` to refuse; Gradio would fetch them."""
 
     async def move(self: Any, path: Any) -> str | None:
         if path is not None and is_http_url_like(str(path)):
@@ -80,8 +89,16 @@ def _uploads_only(base: type[Any], **methods: Any) -> Any:
         moved: str | None = await base.async_move_resource_to_block_cache(self, path)
         return moved
 
-    attributes = {"__module__": base.__module__, "async_move_resource_to_block_cache": move, **methods}
-    return ABCMeta.__new__(ComponentMeta, base.__name__, (base,), attributes)
+    return _changed(base, async_move_resource_to_block_cache=move, **methods)
+
+
+def _changed(base: type[Any], **methods: Any) -> Any:
+    """A kind of ``base`` with other methods.
+
+    It goes past Gradio's metaclass, which writes a stub file beside the module of each subclass, and it keeps the
+    name and module of ``base``, by which the page finds the component.
+    """
+    return ABCMeta.__new__(ComponentMeta, base.__name__, (base,), {"__module__": base.__module__, **methods})
 
 
 # The example is what the API page shows; Gradio's own is a picture on another host
@@ -91,3 +108,6 @@ _Image = _uploads_only(
 _Gallery = _uploads_only(
     gr.Gallery, preprocess=_paths, example_payload=lambda self: [{"image": _EXAMPLE}], example_value=lambda self: None
 )
+_File = _uploads_only(gr.File, preprocess=_path, example_payload=lambda self: _TEXT, example_value=lambda self: None)
+# A word that is no choice is for the page's function to refuse: Gradio would answer with a bare status 400
+_Radio = _changed(gr.Radio, preprocess=lambda self, payload: payload)

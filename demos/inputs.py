@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
+from clipkit.inputs import captions_in
 from clipkit.pairs import PictureSpec, decode_image, fit
 from clipkit.pairs.decode import open_picture
 
 MAX_UPLOAD = 20 << 20  # bytes of one file
+MAX_TEXT = 1 << 20  # bytes of a file of captions or settings
 MAX_PIXELS = 50_000_000  # of one picture: below clipkit's own limit, because strangers may upload here
 MAX_PICTURES = 24
 MAX_LINES = 100
@@ -104,6 +106,31 @@ def read_lines(text: str | None, what: str, example: str) -> list[str]:
         if len(line) > MAX_CHARACTERS:
             raise ClipkitError(f"{what} {number} has {len(line):,} characters; at most {MAX_CHARACTERS:,}")
     return lines
+
+
+def read_captions(text: str | None, path: str | None, example: str) -> list[str]:
+    """The captions that were typed, then those of an uploaded file, as ``read_lines`` limits them."""
+    both = [text or "", *(read_captions_file(path) if path is not None else [])]
+    return read_lines("\n".join(both), "caption", example)
+
+
+def read_captions_file(path: str) -> list[str]:
+    """The captions of an uploaded text file or table."""
+    return captions_in(check_text(path), Path(path).name)
+
+
+def check_text(path: str) -> bytes:
+    """The bytes of an uploaded text file."""
+    if is_http_url_like(str(path)):
+        raise ClipkitError(f"{path}: addresses are not fetched; upload the file")
+    name = Path(path).name
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ClipkitError(f"{name}: the upload cannot be read ({error.strerror}); upload it again") from None
+    if len(data) > MAX_TEXT:
+        raise ClipkitError(f"{name}: {len(data) / 2**20:.1f} MB; more than {MAX_TEXT >> 20} MB of text are refused")
+    return data
 
 
 def verdicts(*checks: Callable[[], Any] | None) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Hit, Index
+from demos.download import csv_button, json_button
 from demos.examples import Examples
 from demos.fields import AT_ONCE, GROUP, found_pictures, picture_field
 from demos.inputs import MAX_CHARACTERS, check_picture, read_picture, user_errors, verdicts
@@ -15,20 +16,15 @@ from demos.thumbnails import Thumbnails
 
 MAX_RESULTS = 60
 SIMILAR = 0.95  # cosine similarity from which two pictures count as alike
-_NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
+NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
 
-# A field that starts like a formula is one to a spreadsheet, so it gets an apostrophe in front.
-_CSV = r"""[Object.keys(rows[0] ?? {}), ...rows.map(row => Object.values(row))].map(cells => cells.map(cell => {
-  const text = String(cell), formula = /^[=+@\t\r-]/.test(text) && !/^-?[0-9.]+$/.test(text);
-  return '"' + (formula ? "'" : "") + text.replaceAll('"', '""') + '"';
-}).join(",")).join("\r\n")"""
+_ROWS = "[Object.keys(data[0] ?? {}), ...data.map(row => Object.values(row))]"
 
 Found = tuple[list[tuple[str, str]], list[dict[str, Any]]]
 
 
-def search_page(model: Aligner, index: Index | None, examples: Examples) -> None:
+def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | None, examples: Examples) -> None:
     """Lay out the page and connect it."""
-    thumbnails = Thumbnails(index) if index is not None else None
 
     @user_errors
     def search(
@@ -37,7 +33,7 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
         """Pictures of the index nearest to words, to a picture, or to both together, best first, with cosine
         similarities; what is in ``without`` is taken off, and ``hide_similar`` shows one of a burst."""
         if index is None or thumbnails is None:
-            raise ClipkitError(_NOTHING)
+            raise ClipkitError(NOTHING)
         check_query(words, picture)
         query: list[Any] = [words.strip()] if words and words.strip() else []
         if picture is not None:
@@ -58,11 +54,11 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
         )
 
     if index is None:
-        gr.Markdown(f"{_NOTHING}.")
+        gr.Markdown(f"{NOTHING}.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
-            picture = picture_field("and, or instead, a picture")
+            picture = picture_field("and, or instead, a picture", "search-picture")
             without = gr.Textbox(value="", label="Without", placeholder="people", max_lines=1, elem_id="search-without")
             count = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Number of results")
             hide_similar = gr.Checkbox(value=False, label="Hide pictures that look alike", elem_id="search-alike")
@@ -90,9 +86,8 @@ def search_page(model: Aligner, index: Index | None, examples: Examples) -> None
     gr.on(asked, search, fields, outputs, api_name="search", validator=check, **limits)
     picture.upload(search, fields, outputs, validator=check, api_visibility="private", **limits)
     lists.load_input_event.then(search, fields, outputs, api_visibility="private", **limits)
-    # The browser has the result already, so no file of it is made here.
-    as_json.click(None, data, None, js=_save("json", "application/json", "JSON.stringify(rows, null, 2)"))
-    as_csv.click(None, data, None, js=_save("csv", "text/csv", _CSV))
+    as_json.click(None, data, None, js=json_button("clipkit-search"))
+    as_csv.click(None, data, None, js=csv_button("clipkit-search", _ROWS))
 
 
 def check_query(words: str | None, picture: str | None) -> None:
@@ -120,15 +115,3 @@ def results(thumbnails: Thumbnails, hits: list[Hit]) -> Found:
         except ClipkitError:
             gr.Warning(f"{hit.key}: the file cannot be read any more; build the index again")
     return shown, data
-
-
-def _save(ending: str, kind: str, expression: str) -> str:
-    """JavaScript that saves what ``expression`` makes of the result's rows as a file."""
-    return f"""(rows) => {{
-        rows = Array.isArray(rows) ? rows : [];
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([{expression}], {{type: "{kind}"}}));
-        link.download = "clipkit-search.{ending}";
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    }}"""

@@ -1,46 +1,20 @@
-"""The pages' own style sheet; colours are the theme's, so that dark mode follows."""
+"""The pages' own style sheet; colours are the theme's, so that dark mode follows. And what its markup lacks."""
 
-CSS = """
+from clipkit.inference.match_sheet import CSS as TABLES
+from demos.plot import CSS as MAP
+from demos.run import CSS as RUN
+
+_PAGES = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 .ck-head h1 { margin-bottom: 0; }
-.ck-hidden {
-  position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
-}
-.ck-note { font-size: var(--text-sm); margin: 0.5rem 0 1.25rem; }
 
 /* Galleries: as high as they need to be, below their label, two columns on a phone */
 .ck-found .grid-wrap { max-height: none !important; }
 .ck-found .grid-container, .ck-upload .grid-container { padding-top: 1.75rem !important; }
-.ck-upload .grid-container { --grid-cols: 4 !important; }
+.ck-several .grid-container { grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) !important; }
 /* The line of text below the picture, not over its feet */
 .ck-found .thumbnail-lg > img { box-sizing: border-box; padding-bottom: 1.75rem; }
 @media (max-width: 640px) { .ck-found .grid-container { --grid-cols: 2 !important; } }
-
-.ck-scroll { overflow-x: auto; max-width: 100%; }
-
-.ck-scroll table {
-  border: 0 !important; border-collapse: separate; border-spacing: 2px; margin: 0.5rem 0; color: var(--body-text-color);
-}
-.ck-scroll caption { text-align: left; font-weight: 600; padding: 0.25rem 0; }
-.ck-scroll th, .ck-scroll td {
-  padding: 0.4rem 0.6rem; border: 0; text-align: left; font-weight: 400; vertical-align: middle;
-}
-.ck-scroll thead th { font-weight: 600; vertical-align: bottom; background: none; }
-.ck-matrix thead th { min-width: 6rem; max-width: 12rem; overflow-wrap: anywhere; }
-.ck-matrix th:first-child {
-  position: sticky; left: 0; background: var(--background-fill-primary); max-width: 9rem; z-index: 1;
-}
-.ck-matrix tbody th img { display: block; margin: 0 0 0.2rem; border-radius: 4px; }
-.ck-matrix tbody th span { display: block; font-size: var(--text-xs); overflow-wrap: anywhere; }
-.ck-matrix td {
-  background: color-mix(in srgb, var(--color-accent) var(--shade), transparent);
-  font-variant-numeric: tabular-nums; white-space: nowrap; border-radius: 4px;
-}
-.ck-matrix td b { margin-left: 0.3rem; }
-.ck-matrix td.ck-pair, .ck-key { outline: 2px solid var(--body-text-color); outline-offset: -2px; }
-.ck-key { padding: 0.1rem 0.4rem; border-radius: 4px; }
-.ck-list { width: 100%; table-layout: fixed; }
-.ck-list tr > * { border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 
 .ck-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .ck-card {
@@ -54,8 +28,24 @@ CSS = """
 .ck-bars li { display: grid; grid-template-columns: 1fr auto; gap: 0 0.75rem; margin: 0 0 0.5rem; padding: 0; }
 .ck-label { overflow-wrap: anywhere; }
 .ck-percent { font-variant-numeric: tabular-nums; }
+.ck-none { margin: 0 0 0.5rem; }
+.ck-unknown .ck-track span { opacity: 0.45; }
 .ck-track {
-  grid-column: 1 / -1; height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden;
+  position: relative; grid-column: 1 / -1; height: 8px; border-radius: 4px; overflow: hidden;
+  background: var(--border-color-primary);
 }
 .ck-track span { display: block; height: 100%; background: var(--color-accent); }
+.ck-track i { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--body-text-color); }
+"""
+
+CSS = TABLES + MAP + RUN + _PAGES
+
+# Gradio gives an upload without a caption no alternative text: its file's name is better than nothing.
+HEAD = """
+<script>
+new MutationObserver(() => {
+  for (const image of document.querySelectorAll('.ck-upload img:not([alt]), .ck-upload img[alt=""]'))
+    image.alt = decodeURIComponent(image.src.split("/").pop());
+}).observe(document, {childList: true, subtree: true});
+</script>
 """

@@ -249,6 +249,8 @@ def test_models_that_are_not_there(
         ("embed gone.png", "gone.png"),
         ("embed PICTURE --output gone/result", "gone"),
         ("match PICTURE labels.txt --output gone/result.csv", "gone"),
+        ("match PICTURE labels.txt --html gone/result.html", "gone"),
+        ("match PICTURE labels.txt --output result.html", "--html result.html"),
     ],
 )  # fmt: skip
 def test_mistakes_with_a_model(
@@ -417,6 +419,13 @@ def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert sum(Path(r["picture"]).stem in r["assigned_caption"] for r in rows) >= 2
     status, out, _ = cli("match", folder, tmp_path / "captions.txt", "--model", run, "--output", tmp_path / "m.csv")
     assert status == 0 and list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines())) == rows
+    page = tmp_path / "m.html"
+    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run, "--html", page)
+    assert status == 0 and err == "" and out == f"3 pictures and 4 captions matched: {page}\n"
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<img src="data:image/webp;base64,') == 3 and ">red.png<" in html and str(folder) not in html
+    for row in rows:
+        assert f"{row['best_caption']} ({float(row['score']):.3f})" in html
 
 
 def test_embed(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from clipkit.errors import ClipkitError
+
+if TYPE_CHECKING:
+    from clipkit.inference.aligner import Aligner
 
 Logits = NDArray[np.float64]
 BINS = 15
@@ -51,6 +55,55 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SavedCalibration:
+    """What ``clipkit calibrate`` has written.
+
+    Attributes:
+        model, fingerprint: of the model that it was made for.
+        labels, templates: of the classifier that was calibrated.
+        temperature, none_below: as in ``Calibration``.
+    """
+
+    model: str
+    fingerprint: str
+    labels: list[str]
+    templates: list[str]
+    temperature: float
+    none_below: float
+
+
+def read_calibration(data: str | bytes, name: str, model: Aligner) -> SavedCalibration:
+    """The calibration in ``data``, JSON as ``clipkit calibrate`` writes it.
+
+    Args:
+        name: the file, for messages.
+        model: that is to be used with it.
+
+    Raises:
+        ClipkitError: something else, or the calibration of another model.
+    """
+    from clipkit.inference.index_files import model_fingerprint
+
+    try:
+        read = json.loads(data)
+        found = SavedCalibration(
+            model=str(read.get("model")),
+            fingerprint=str(read["fingerprint"]),
+            labels=[str(label) for label in read["labels"]],
+            templates=[str(template) for template in read["templates"]],
+            temperature=float(read["temperature"]),
+            none_below=float(read["none_below"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ClipkitError(f"{name}: no calibration; make one with clipkit calibrate") from None
+    if not (found.temperature > 0 and np.isfinite([found.temperature, found.none_below]).all()):
+        raise ClipkitError(f"{name}: damaged (temperature {found.temperature}); make it again with clipkit calibrate")
+    if model_fingerprint(model) != found.fingerprint:
+        raise ClipkitError(f"{name} was made for {found.model}, not for {model.name} as it is; calibrate again")
+    return found
 
 
 def calibrate(logits_NC: Logits, targets_N: NDArray[np.int64], kind: str, folds: int = 5) -> Calibration:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gradio_client import Client
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from demo_helpers import CHROMIUM, a_run
 
 import demos  # first: it switches Gradio's analytics off  # noqa: F401
 from clipkit.config import ModelConfig
@@ -25,9 +32,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model() -> Aligner:
-    """Random weights, the same ones each time."""
-    return Aligner(build(ModelConfig(model="small")), "tiny")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Aligner:
+    """Random weights, the same ones each time, and a run directory that they are called after."""
+    run = a_run(tmp_path_factory.mktemp("model"))
+    return Aligner(build(ModelConfig(model="small")), str(run))
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +70,37 @@ def address(model: Aligner, index: Index, free_port: int) -> Iterator[str]:
     app = build_app(model, index)
     yield serve(app, port=free_port, block=False)
     app.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Client:
+    """A client of the app's API."""
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The open app; at its end, nothing may have gone wrong in it, or have been asked of another host."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    page.set_default_timeout(60_000)
+    wrong: list[str] = []
+    hosts: set[str] = set()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "//" in request.url else None)
+    page.goto(address)
+    page.wait_for_selector("#search-words textarea, #search-words input")
+    yield page
+    page.close()
+    assert wrong == [] and hosts == {address.split("/")[2]}

@@ -4,52 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import re
-import urllib.error
-import urllib.request
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from gradio_client.exceptions import ValidationError as FieldError
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from demo_helpers import ERRORS, Pictures, get, uploads
 
 import demos
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Index
 from demos.app import build_app, serve
-from demos.fields import picture_field, pictures_field
-
-Pictures = dict[str, Path]
-ERRORS = (AppError, FieldError)
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> Client:
-    return Client(address, verbose=False, analytics_enabled=False)
-
-
-def uploads(*paths: Path) -> list[dict[str, Any]]:
-    return [{"image": handle_file(str(path)), "caption": None} for path in paths]
-
-
-def get(address: str) -> tuple[int, str, Any]:
-    try:
-        with urllib.request.urlopen(address, timeout=30) as response:
-            return response.status, response.read().decode("utf-8", "replace"), response.headers
-    except urllib.error.HTTPError as error:
-        return error.code, "", error.headers
+from demos.fields import picture_field, pictures_field, text_file_field
 
 
 def test_endpoints_have_stable_names(client: Client) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name: [p["parameter_name"] for p in end["parameters"]] for name, end in named.items()} == {
         "/search": ["words", "picture", "count", "without", "hide_similar"],
-        "/match": ["pictures", "captions"],
-        "/classify": ["pictures", "labels", "templates"],
+        "/match": ["pictures", "captions", "file"],
+        "/map": ["query", "method", "colour", "clusters"],
+        "/classify": ["pictures", "labels", "templates", "none_below", "temperature"],
     }
 
 
@@ -95,22 +76,59 @@ def test_match_gives_what_the_model_gives(client: Client, model: Aligner, pictur
     assert "&lt;b&gt;green" in html and "<b>green" not in html
 
 
-def test_classify_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:
-    paths = [pictures["red"], pictures["green"]]
-    html, data = client.predict(uploads(*paths), "cat\ndog\nbird", "a photo of a {}.", api_name="/classify")
-    expected = model.classifier(["cat", "dog", "bird"], "photo").top_k(paths, 3)
-    for row, best in zip(data, expected, strict=True):
-        assert [entry["label"] for entry in row["labels"]] == [label for label, _ in best]
-        assert [entry["probability"] for entry in row["labels"]] == pytest.approx([p for _, p in best], abs=1e-3)
-    assert html.count("<li>") == 6
+def test_captions_come_from_a_file_too(client: Client, pictures: Pictures, tmp_path: Path) -> None:
+    table, lines = tmp_path / "own captions.csv", tmp_path / "lines.txt"
+    table.write_text('n,caption\n1,"green, mostly"\n2,grey\n')
+    lines.write_text("blue\n")
+    _, data = client.predict(uploads(pictures["red"]), "red", handle_file(str(table)), api_name="/match")
+    assert data["captions"] == ["red", "green, mostly", "grey"]
+    _, data = client.predict(uploads(pictures["red"]), "", handle_file(str(lines)), api_name="/match")
+    assert data["captions"] == ["blue"]
 
 
-def test_users_at_the_same_time_get_their_own_answers(client: Client, index: Index) -> None:
-    queries = [f"{word} {n}" for n in range(5) for word in ("red", "green", "blue", "grey")]
+def test_files_of_captions_that_are_refused(client: Client, pictures: Pictures, tmp_path: Path) -> None:
+    red = uploads(pictures["red"])
+    for data, message in (
+        (b"\xff\xfe", r"file: words\.txt: not UTF-8"),
+        (b"a\n" * 101, "101 captions; at most 100"),
+        (b"x" * (2 << 20), r"words\.txt: 2\.0 MB; more than 1 MB"),
+    ):
+        file = tmp_path / "words.txt"
+        file.write_bytes(data)
+        with pytest.raises(ERRORS, match=message):
+            client.predict(red, "", handle_file(str(file)), api_name="/match")
+    with pytest.raises(ERRORS, match="addresses are not fetched"):
+        client.predict(red, "", handle_file("https://example.com/captions.txt"), api_name="/match")
+
+
+def test_twenty_users_at_the_same_time_get_their_own_answers(
+    client: Client, model: Aligner, index: Index, pictures: Pictures
+) -> None:
+    """Of every function in turn; each user's words and picture are their own."""
+    names = sorted(pictures)
+
+    def ask(user: int) -> tuple[float, float]:
+        """What the app answers, and what the model does."""
+        words, name = f"user {user}", names[user % len(names)]
+        picture = uploads(pictures[name])
+        if user % 4 == 0:
+            row = client.predict(words, None, 1, api_name="/search")[1][0]
+            return row["score"], index.search(words, 1)[0].score
+        if user % 4 == 1:
+            data = client.predict(picture, f"{words}\nother", api_name="/match")[1]
+            assert data["pictures"] == [f"{name}.png"] and data["captions"] == [words, "other"]
+            return data["matrix"][0][0], float(model.similarity(pictures[name], words)[0, 0])
+        if user % 4 == 2:
+            best = client.predict(picture, f"{words}\nother", "a {}", api_name="/classify")[1][0]["labels"]
+            expected = model.classifier([words, "other"], "a {}").predict_proba(pictures[name])[0, 0]
+            return next(entry["probability"] for entry in best if entry["label"] == words), float(expected)
+        row = client.predict(words, "PCA", "nothing", 3, api_name="/map")[1]["neighbours"][0]
+        return row["score"], index.search(words, 1)[0].score
+
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda query: client.predict(query, None, 1, api_name="/search")[1][0], queries))
-    for query, answer in zip(queries, answers, strict=True):
-        assert answer["score"] == pytest.approx(index.search(query, 1)[0].score, abs=1e-3)
+        answers = list(pool.map(ask, range(20)))
+    assert [found for found, _ in answers] == pytest.approx([expected for _, expected in answers], abs=1e-3)
+    assert len({round(found, 4) for found, _ in answers}) > 10, "they asked for different things"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +149,7 @@ def test_search_errors(
         client.predict(words, handle_file(str(path)) if path else None, 3, api_name="/search")
 
 
-def test_match_and_classify_errors(client: Client, pictures: Pictures) -> None:
+def test_match_errors(client: Client, pictures: Pictures) -> None:
     red = uploads(pictures["red"])
     with pytest.raises(ERRORS, match="no picture yet"):
         client.predict([], "a cat", api_name="/match")
@@ -139,10 +157,6 @@ def test_match_and_classify_errors(client: Client, pictures: Pictures) -> None:
         client.predict(red, " \n ", api_name="/match")
     with pytest.raises(ERRORS, match="at most 24"):
         client.predict(red * 25, "a cat", api_name="/match")
-    with pytest.raises(ERRORS, match="'cat' is there twice"):
-        client.predict(red, "cat\ndog\ncat", "a {}", api_name="/classify")
-    with pytest.raises(ERRORS, match=r"needs exactly one \{\}"):
-        client.predict(red, "cat\ndog", "a photo", api_name="/classify")
 
 
 def test_a_damaged_picture_is_named_without_its_folder(client: Client, tmp_path: Path) -> None:
@@ -162,7 +176,7 @@ def test_addresses_are_not_fetched(client: Client) -> None:
 
 
 def test_a_field_that_gradio_makes_anew_still_fetches_nothing() -> None:
-    for field in (picture_field("a"), pictures_field("b")):
+    for field in (picture_field("a"), pictures_field("b"), text_file_field("c", [".txt"], "c")):
         anew = type(field)(label="as Gradio does for a session whose fields an example has filled in")
         address = "https://example.com/a.png"
         assert asyncio.run(anew.async_move_resource_to_block_cache(address)) == address
