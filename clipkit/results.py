@@ -54,7 +54,8 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
         aligner = Aligner(trainer.model, str(run), trainer.arithmetic.autocast)
         say("\n".join(["", *table(report, baseline, split), "", *three_pictures(report, reader), ""]))
         encoded = report.encoded
-        index = Index.of_shards(aligner, reader.shards, encoded.samples.tolist(), encoded.images.numpy())
+        samples = encoded.samples.tolist()
+        index = Index.of_shards(aligner, reader.shards, samples, encoded.images.numpy(), encoded.texts.numpy())
         index.save(run / INDEX)
         credits = index.credits()
         examples = _examples(report, reader)
