@@ -142,10 +142,20 @@ def test_the_learning_rate_is_the_best_on_a_held_out_fifth() -> None:
             assert (label_M == label[rows]).all()
             return real(model, pictures, label_M, rows)  # noqa: B023
 
-        work.accuracy = accuracy  # type: ignore[method-assign, assignment]
+        trained: list[np.ndarray] = []
+        train = work.train
+
+        def spy(make: Callable[[], nn.Module], rows: np.ndarray, *rest: int, **named: int) -> nn.Module:
+            trained.append(rows)  # noqa: B023
+            return train(make, rows, *rest, **named)  # type: ignore[arg-type]  # noqa: B023
+
+        work.accuracy, work.train = accuracy, spy  # type: ignore[method-assign, assignment]
         subset = np.arange(10, 60)
         assert work.choose_lr(Small, subset, 0) == 1e-2
         assert len(seen) == 2 and all(len(rows) == 10 and set(rows) <= set(subset.tolist()) for rows in seen)
+        assert all(set(rows) == set(subset.tolist()) - set(seen[0]) for rows in trained), (
+            "never on what it is judged by"
+        )
     few = FineTuning(pictures, label, 2, to_pixels, shift_and_flip, budget, torch.device("cpu"), None, 0)
     assert few.choose_lr(Small, np.array([0, 1]), 0) == 1e-2, "one label a class: the first, and no training"
 
@@ -209,6 +219,24 @@ def test_views_are_moved_and_flipped_and_nothing_else() -> None:
     assert len(set(which)) > 55, "of 70, nearly all in 200 draws"
     assert 70 < sum(i >= 35 for i in which) < 130
     assert torch.equal(views, shift_and_flip(picture, torch.Generator().manual_seed(0)))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    real = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        assert self.param_groups[1]["lr"] == rates[-1]
+        return real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    pictures, label = stripes(40, 0)
+    work = FineTuning(pictures, label, 2, to_pixels, shift_and_flip, BUDGET, torch.device("cpu"), None, 0)
+    work.train(Small, np.arange(40), 0.01, 0, steps=60)
+    assert rates[:3] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01])
+    expected = [0.005 * (1 + math.cos(math.pi * i / 57)) for i in range(57)]
+    assert rates[3:] == pytest.approx(expected)
 
 
 def test_steps_of_a_budget() -> None:
