@@ -19,11 +19,12 @@ from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
 from clipkit.objectives import Compare
-from clipkit.pairs import make_order
+from clipkit.pairs import PairBatch, make_order
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.pairs.stream import stream
 from clipkit.training.checkpoint import (
     State,
+    load_memory,
     load_optimizer,
     load_weights,
     read_state,
@@ -40,6 +41,7 @@ from clipkit.training.run import Metrics
 from clipkit.training.step import Objective, StepResult, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 from clipkit.training.strategy import collect, distribute, optimizer_state, whole
+from clipkit.training.watch import Watch
 
 BASELINE = "baseline.json"
 _COUNTED = 1 << 24  # cells of a table in which those that the guard clears are counted
@@ -167,7 +169,7 @@ class Trainer:
         if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
             self._validate(start, metrics)
             self._save(start, optimizer)
-        size = config.optim.batch_size
+        size, watch = config.optim.batch_size, Watch(warmup)
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
             for batch in batches:
@@ -204,6 +206,8 @@ class Trainer:
                     self._record(metrics, self._train_record(step, len(shards), result, rate, speed))
                 bar.advance(f"loss {result.loss:.3f}")
                 stopping = stop.agreed(self.model.device)
+                if step % eval_every == 0 or step == steps:
+                    self._watch(watch, result, batch, step, metrics)
                 if self._evaluation_due(step, steps, eval_every) and not stopping:
                     self._validate(step, metrics)
                     since, last = time.perf_counter(), step
@@ -226,6 +230,8 @@ class Trainer:
                 f"--train-data, or start a new run with --output"
             )
         load_weights(self.model, self.resume)
+        if isinstance(self.objective, torch.nn.Module):
+            load_memory(self.objective, self.resume)
         self._counts = state.receipts
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
@@ -233,6 +239,10 @@ class Trainer:
             self.console.say(f"the best checkpoint so far, step {self._best[1]}, is not there: the best is sought anew")
             self._best = None
         return state.step
+
+    def _memory(self) -> dict[str, torch.Tensor]:
+        """What the objective remembers between steps, if it is one that does."""
+        return self.objective.state_dict() if isinstance(self.objective, torch.nn.Module) else {}
 
     def _cached(self) -> bool:
         return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
@@ -257,6 +267,15 @@ class Trainer:
         if self.config.run.keep_best and goal is not None and (self._best is None or goal > self._best[0]):
             self._best = (goal, step)
 
+    def _watch(self, watch: Watch, result: StepResult, batch: PairBatch, step: int, metrics: Metrics | None) -> None:
+        if metrics is None:  # one process looks at its own part
+            return
+        record, sentences = watch.look(result.embeddings, batch, step)
+        if record:
+            self._record(metrics, record)
+        for sentence in sentences:
+            self.console.say(sentence)
+
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         collect(self._trained, self.model)
         moments = optimizer_state(optimizer)
@@ -273,7 +292,7 @@ class Trainer:
                 time.time(),
                 counts,
             )
-            save_checkpoint(self.run, self.model, moments, state, self.config)
+            save_checkpoint(self.run, self.model, moments, state, self.config, self._memory())
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 
