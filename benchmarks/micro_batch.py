@@ -27,11 +27,11 @@ def one(data: str, model: str, batch: int, micro: int | None) -> dict[str, float
     from accelerate import Accelerator
 
     from clipkit.config import Config
+    from clipkit.data_option import open_data
     from clipkit.encoders import build
-    from clipkit.objectives import infonce
+    from clipkit.objectives import infonce, pairs_table
     from clipkit.pairs import Order
     from clipkit.pairs.stream import step_items
-    from clipkit.recipes import open_data
     from clipkit.training.data import plain_reader
     from clipkit.training.optim import make_optimizer
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
@@ -49,7 +49,7 @@ def one(data: str, model: str, batch: int, micro: int | None) -> dict[str, float
     forget_peak()
     items = step_items(Order(shards.sizes, 0), 0, batch)
     pairs = reader(items)
-    step = lambda: train_step(encoder, pairs, infonce, optimizer, accelerator, config.optim)  # noqa: E731
+    step = lambda: train_step(encoder, pairs, pairs_table, infonce, optimizer, accelerator, config.optim)  # noqa: E731
     first = measured(step)
     figures = {**first, "peak_bytes": peak() - before, "batch_bytes": pairs.images.nbytes + pairs.texts.nbytes}
     if batch <= 256:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from clipkit.errors import ClipkitError, did_you_mean
 
 Precision = Literal["auto", "float32", "bf16"]
+Family = Literal["simclr", "simclr-small", "moco", "byol"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,31 @@ class DataConfig:
     """Column separator of a CSV. Default: found from the header line."""
     image_root: str | None = None
     """Folder that the picture paths of a table start from. Default: the table's own folder."""
+    user_column: str | None = None
+    """Column of a table of interactions that holds the user. Default: the first known name (user, user_id, ...)."""
+    item_column: str | None = None
+    """Column that holds the item. Default: the first known name (item, item_id, product, movie_id, ...)."""
+    time_column: str | None = None
+    """Column that orders a user's interactions. Default: timestamp, time or date, else the file's order."""
+    user_features: str | None = None
+    """Table with what is known about users, a row for each, joined on the user column."""
+    item_features: str | None = None
+    """Table with what is known about items, joined on the item column."""
     encoding: str | None = None
     """Text encoding of a table, such as latin-1. Default: UTF-8, or UTF-16 with a byte order mark."""
+    compare: Literal["pairs", "views", "labels", "sentences", "pairs+views", "interactions"] = "pairs"
+    """What is compared: pictures with their captions; two views of each picture; two views, and pictures of one label
+    belong together; a caption with another of the same sample (or, alone, with itself under other dropout); pictures
+    with captions and two views of each picture as well; or users with the items that they chose."""
+    views: Family = "simclr"
+    """How the two views are drawn: as in the SimCLR paper (simclr-small: its settings for CIFAR-10), as MoCo v2 or as
+    BYOL."""
+    negatives: Literal["none", "column", "swap"] = "none"
+    """Hard negatives, captions that are compared with every picture and belong to none: those in the samples' own
+    `negative` field, or made by rule from the caption (a colour, number, side or word order exchanged)."""
+    guard: bool = True
+    """False-negative guard: a caption that says the same as a picture's own, or that belongs to a copy of the picture,
+    is not its negative."""
     captions: Literal["one", "all"] = "one"
     """Captions of a picture in a batch: one, drawn anew each epoch, or all of them, every one a positive."""
     augment: Literal["none", "crop", "small"] = "crop"
@@ -82,14 +106,39 @@ class ModelConfig:
     """Freeze the image tower. Unless views are cropped, every picture is encoded once and cached."""
     lock_text: bool = False
     """Freeze the text tower; every caption is encoded once and cached."""
+    projector_hidden: int = 512
+    """Hidden width of the projection head over which views are compared."""
+    projector_dim: int = 128
+    """Output of the projection head."""
+    predictor: int | None = None
+    """Hidden width of the head that predicts the other view's projection (BYOL). Default: none."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The batch and the update."""
 
+    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine"] = "infonce"
+    """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo), sigmoid (SigLIP), margin (contrastive,
+    Hadsell et al. 2006), triplet, or cosine (BYOL: only positives)."""
     siglip: bool = False
-    """Pairwise sigmoid loss with a learnable bias (SigLIP) instead of InfoNCE."""
+    """The same as --objective sigmoid."""
+    margin: float | None = None
+    """Margin of --objective margin (default 0.5) or triplet (0.2)."""
+    mining: Literal["all", "hardest", "semihard"] = "hardest"
+    """Triplets that count: all that violate the margin, each query's hardest, or those of FaceNet."""
+    view_temperature: float = 0.1
+    """Temperature of the comparison of views; constant."""
+    momentum: float | None = None
+    """Share of the momentum encoder that stays in a step (MoCo 0.999, BYOL 0.996). Default: no momentum encoder."""
+    momentum_rising: bool = False
+    """Let that share rise to 1 over the run, along a half cosine."""
+    queue: int = 0
+    """Keys of past steps that are negatives as well (MoCo)."""
+    symmetric: bool = True
+    """With a momentum encoder: both views are queries in turn, or the first one only."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum 0.9."""
     batch_size: int = 256
     """Pairs that are compared with one another in a step, over all processes together."""
     micro_batch_size: int | None = None
@@ -119,6 +168,11 @@ class OptimConfig:
     """Upper limit of the temperature's inverse."""
     precision: Precision = "auto"
     """float32, bf16 (autocast), or auto: bf16 on accelerators that have it, float32 on CPUs."""
+
+    @property
+    def loss(self) -> str:
+        """The objective's name, ``--siglip`` considered."""
+        return "sigmoid" if self.siglip else self.objective
 
 
 @dataclass(frozen=True)
@@ -154,7 +208,7 @@ class Config:
     """Everything that defines a run. ``recipe`` names where the defaults came from."""
 
     recipe: str = "starter"
-    """Method: starter, clip, siglip or lit."""
+    """Method: clip, simclr, moco, ...; see clipkit train --help."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -261,18 +315,22 @@ def check_settings(config: Config) -> None:
     if not -(2**63) <= flat["seed"] < 2**63:
         raise ClipkitError(f"--seed is {flat['seed']}; it must fit in 64 bits")
     for name in ("micro_batch_size", "max_steps", "save_every", "eval_every", "log_every", "keep_last",
-                 "embed_dim", "image_size"):  # fmt: skip
+                 "embed_dim", "image_size", "projector_hidden", "projector_dim", "predictor"):  # fmt: skip
         if flat[name] is not None and flat[name] < 1:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be at least 1")
-    for name in ("workers", "wd", "grad_clip", "warmup"):
+    for name in ("workers", "wd", "grad_clip", "warmup", "queue"):
         if flat[name] is not None and not 0 <= flat[name] < math.inf:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be 0 or more")
-    for name in ("lr", "epochs", "scale_init", "scale_max"):
+    for name in ("lr", "epochs", "scale_init", "scale_max", "margin", "view_temperature"):
         if flat[name] is not None and not 0 < flat[name] < math.inf:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be a number above 0")
     for name in ("beta1", "beta2"):
         if not 0 <= flat[name] < 1:
             raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")
+    if flat["momentum"] is not None and not 0 <= flat["momentum"] <= 1:
+        raise ClipkitError(f"--momentum is {flat['momentum']}; it must be from 0 to 1")
+    if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
+        raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
     low, high = flat["crop_scale"]
     if not 0 < low <= high <= 1:
         raise ClipkitError(

@@ -7,26 +7,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipkit.config import Config, load_config
+from clipkit.data_option import open_data
 from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
+    Health,
     Interval,
     RetrievalReport,
     ZeroShotReport,
     classifier_weights,
+    measure_health,
     retrieval,
     zero_shot,
 )
-from clipkit.evaluation.encoding import encode_captions, encode_pairs
-from clipkit.evaluation.split import split_labels
+from clipkit.evaluation.encoding import EncodedPairs, encode_captions, encode_pairs
+from clipkit.evaluation.split import by_neighbours, split_labels
 from clipkit.inference import Aligner
 from clipkit.pairs import ShardSet, open_shards
-from clipkit.recipes import find_recipe, open_data
+from clipkit.recipes import find_recipe
 from clipkit.training.checkpoint import FOLDER
 from clipkit.training.console import Console
 from clipkit.training.data import plain_reader
 from clipkit.training.locked import lock_images
+
+_SPACE = 2000  # pictures that the health of the space is measured on
 
 
 def measure(
@@ -61,7 +68,14 @@ def measure(
     captions = {caption for _, own in records for caption in own}
     has_captions = labels is None or len(captions) > len(set(labels))
     begun = encode_pairs(start.model, reader, autocast=model.autocast) if start is not None else None
-    if has_captions:
+    both = len(model.model.towers) == 2
+    if labels is not None and not both and len(encoded.images):
+        neighbours = by_neighbours(encoded.images.numpy(), labels, bootstrap=1000)
+        if neighbours is not None:
+            result["neighbours"] = neighbours.to_dict()
+            console.say(_line("neighbours, top-1", neighbours.top1, None, neighbours.chance))
+            console.say(f"half of each class by the other half, {neighbours.protocol}")
+    if has_captions and both:
         report = retrieval(encoded.images, encoded.texts, encoded.image_of_text)
         before = retrieval(begun.images, begun.texts, begun.image_of_text, bootstrap=0) if begun is not None else None
         result["retrieval"] = _with(report, before)
@@ -70,7 +84,7 @@ def measure(
                 then = getattr(before, name)[k].value if before is not None else None
                 console.say(_line(f"{title}, recall@{k}", value, then, getattr(report, f"chance_{name}")[k]))
         console.say(report.protocol)
-    if labels is not None:
+    if labels is not None and both:
         names = sorted(set(labels))
         weights = classifier_weights(model.encode_text, names, templates or model.model.templates)
         zero = zero_shot(encoded.images, weights, labels, names)
@@ -84,9 +98,34 @@ def measure(
                 console.say(_line(f"zero-shot {name.replace('_', ' ').replace('top', 'top-')}", value, then, chance))
         console.say(f"always saying the majority class: {zero.majority:.1%}")
         console.say(zero.protocol)
+    space = _space(encoded, has_captions)
+    if space is not None:
+        result["space"] = space.to_dict()
+        names_of_sides = ("pictures", "texts") if len(encoded.images) else ("texts", "texts")
+        for sentence in space.sentences(names_of_sides):
+            console.say(f"the space: {sentence}")
     if languages:
         result["languages"] = _languages(model, encoded, records, languages, console)
     return result
+
+
+def _space(encoded: EncodedPairs, has_captions: bool) -> Health | None:
+    """The health of the space, of at most 2,000 pictures evenly over the split and of their captions."""
+    rows, texts, owners = encoded.images.numpy(), encoded.texts.numpy(), encoded.image_of_text.numpy()
+    if not len(rows) or not len(texts):  # one tower
+        alone = rows if len(rows) else texts
+        return measure_health(alone[_evenly(len(alone))]) if len(alone) > 1 else None
+    chosen = _evenly(len(rows))
+    if len(chosen) < 2:
+        return None
+    if not has_captions:  # a caption a class says little of the texts' side
+        return measure_health(rows[chosen])
+    own = np.isin(owners, chosen)
+    return measure_health(rows[chosen], texts[own], np.searchsorted(chosen, owners[own]))
+
+
+def _evenly(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, _SPACE)).astype(np.int64))
 
 
 def _languages(
@@ -134,10 +173,10 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config)
 
 def before_training(model: Aligner) -> Aligner | None:
     """The model as it was before its first pair, if it remembers (the starter does)."""
-    if not isinstance(model.model.image.head, ClassesHead):
+    if model.model.image is None or not isinstance(model.model.image.head, ClassesHead):
         return None
     start = copy.deepcopy(model.model)
-    start.image.head.reset()  # type: ignore[operator]
+    start.tower("image").head.reset()  # type: ignore[operator]
     return Aligner(start, f"{model.name} before training", model.autocast)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: each names its pairs, its encoders and its objective in a few lines.
+"""Recipes: each names its pairs, its encoders, what is compared and its objective in a few lines.
 
 There is no registry and no base class: a recipe is a value, and ``clipkit.train(my_recipe)`` runs yours. The
 functions import what they need when they are called, so that ``clipkit --help`` stays instant.
@@ -9,26 +9,83 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clipkit.config import Config
+from clipkit.data_option import Pairs, pairs_from_config
 from clipkit.errors import ClipkitError, did_you_mean
 
 if TYPE_CHECKING:
     from clipkit.encoders import DualEncoder
-    from clipkit.pairs import Bad, ShardSet
+    from clipkit.objectives import Compare
     from clipkit.training.step import Objective
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The training shards, the held-out ones by split (``val`` is looked at during training, ``test`` after), and
-    what of the training data could not become a sample."""
+def compare_from_config(config: Config) -> Compare:
+    """The tables that ``--compare`` and ``--momentum`` ask for."""
+    from clipkit import objectives
 
-    train: ShardSet
-    held_out: dict[str, ShardSet]
-    left_out: tuple[Bad, ...] = ()
+    compared = config.data.compare
+    if compared == "views" and config.optim.momentum is not None:
+        return objectives.targets_table if config.optim.loss == "cosine" else objectives.momentum_table
+    return {
+        "pairs": objectives.pairs_table,
+        "views": objectives.views_table,
+        "labels": objectives.labels_table,
+        "sentences": objectives.sentences_table,
+        "pairs+views": objectives.pairs_and_views_table,
+        "interactions": objectives.pairs_table,
+    }[compared]
+
+
+def encoders_from_config(config: Config) -> DualEncoder:
+    """The towers that what is compared needs, with the heads of its views."""
+    from clipkit.encoders import TwoViewsSettings, add_two_views, build
+
+    data, optim = config.data, config.optim
+    towers = {"views": ("image",), "labels": ("image",), "sentences": ("text",)}.get(data.compare, ("image", "text"))
+    model = build(
+        config.model,
+        sigmoid=optim.loss == "sigmoid",
+        scale_init=optim.scale_init,
+        seed=config.run.seed,
+        towers=towers,
+    )
+    by_distance = optim.loss in ("margin", "triplet")  # which are of the embedding itself
+    if data.compare in ("views", "labels", "pairs+views") and not by_distance:
+        settings = TwoViewsSettings(
+            config.model.projector_hidden,
+            config.model.projector_dim,
+            optim.view_temperature,
+            config.model.predictor,
+            optim.momentum,
+            optim.momentum_rising,
+            optim.queue,
+            optim.symmetric or optim.momentum is None,
+        )
+        add_two_views(model, settings)
+    if data.compare in ("views", "labels", "sentences") or by_distance or optim.loss == "cosine":
+        model.log_scale.requires_grad_(False)  # constant, or of no use: DDP would wait for its gradient
+    return model
+
+
+def objective_from_config(config: Config) -> Objective:
+    """The loss that ``--objective`` asks for, with its settings."""
+    from clipkit import objectives
+
+    optim, compared = config.optim, config.data.compare
+    if optim.loss == "sigmoid":
+        return objectives.sigmoid
+    if optim.loss == "margin":
+        return partial(objectives.margin, margin=optim.margin or 0.5)
+    if optim.loss == "triplet":
+        return partial(objectives.triplet, margin=optim.margin or 0.2, mining=optim.mining)
+    if optim.loss == "cosine":
+        return objectives.negative_cosine
+    # A sentence's first version is the query; a view is a query and a key anyway.
+    one_way = compared in ("views", "labels", "sentences", "interactions")
+    return partial(objectives.infonce, directions="rows") if one_way else objectives.infonce
 
 
 @dataclass(frozen=True)
@@ -41,110 +98,17 @@ class Recipe:
         defaults: its settings; a run file and the command line go over them.
         pairs: config -> the data.
         encoders: config -> the dual encoder, with what is frozen frozen.
-        objective: config -> the loss over the comparison.
+        compare: config -> the tables of a step; see ``clipkit.objectives.tables``.
+        objective: config -> the loss over a table.
     """
 
     name: str
     summary: str
     defaults: Config
-    pairs: Callable[[Config], Pairs]
-    encoders: Callable[[Config], DualEncoder]
-    objective: Callable[[Config], Objective]
-
-
-def pairs_from_config(config: Config) -> Pairs:
-    """``--train-data`` and ``--val-data``, turned into shards first if they are tables or folders of pictures.
-
-    Raises:
-        ClipkitError: no --train-data, or data that cannot be read.
-    """
-    if config.data.train_data is None:
-        raise ClipkitError(
-            "no --train-data: give a folder of WebDataset shards, or a CSV, TSV, JSONL or parquet table of picture "
-            "paths and captions"
-        )
-    from clipkit.pairs import join_shards, open_shards
-
-    opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
-    splits = [folder for _, folder in opened if folder is not None]
-    left_out = tuple(bad for folder in splits for bad in _left_out(folder))
-    if len(opened) > 1:
-        train = join_shards([shards for shards, _ in opened], config.data.train_weights)
-    elif config.data.train_weights:
-        raise ClipkitError("--train-weights are for several sources: --train-data A::B")
-    else:
-        train = opened[0][0]
-    held_out: dict[str, ShardSet] = {}
-    if config.data.val_data is not None:
-        held_out["val"], _ = open_data(config.data.val_data, config, "val")
-    else:
-        for name in ("val", "test"):
-            found = [open_shards(folder / name) for folder in splits if (folder / name).is_dir()]
-            if found:
-                held_out[name] = found[0] if len(found) == 1 else join_shards(found)
-    return Pairs(train, held_out, left_out)
-
-
-def _left_out(folder: Path) -> tuple[Bad, ...]:
-    """What was left out when the shards in ``folder`` were made."""
-    import json
-
-    from clipkit.pairs import Bad
-
-    listed = folder / "skipped.jsonl"
-    if not listed.is_file():
-        return ()
-    entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-    return tuple(Bad(-1, entry["file"], entry["reason"]) for entry in entries)
-
-
-def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
-    """The shards of one split, and the folder of all its splits if it has such."""
-    from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
-
-    if is_remote(path):
-        return open_shards(path), None
-    if is_pipe(path):
-        if config.optim.max_steps is None or split != "train" or "::" in str(config.data.train_data):
-            raise ClipkitError(f"{path}: a pipe is for training, alone, and needs --max-steps, as its end is not known")
-        return PipeSet(path, config.optim.max_steps * config.optim.batch_size), None
-    folder = Path(path)
-    if not folder.exists() and not any(c in path for c in "*?[{"):
-        raise ClipkitError(f"{path}: no such file or folder")
-    is_table = folder.is_file() and folder.suffix.lower() != ".tar"
-    is_pictures = folder.is_dir() and not any(folder.glob("*.tar")) and not any(folder.glob("*/*.tar"))
-    if is_table or is_pictures:
-        from data_prep import cached_shards
-
-        data = config.data
-        folder = cached_shards(
-            folder,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            image_root=data.image_root,
-            encoding=data.encoding,
-            separator=data.separator,
-        )
-        wanted = folder / split
-        root = Path(path) if is_pictures else Path(path).parent
-        return open_shards(wanted if wanted.is_dir() else folder / "train", path, root.resolve()), folder
-    if folder.is_dir() and any((folder / split).glob("*.tar")):
-        return open_shards(folder / split), folder
-    if folder.is_dir() and folder.name == split:  # the folder of one split: the others are beside it
-        return open_shards(path), folder.parent
-    return open_shards(path), None
-
-
-def _towers(config: Config) -> DualEncoder:
-    from clipkit.encoders import build
-
-    return build(config.model, sigmoid=config.optim.siglip, scale_init=config.optim.scale_init, seed=config.run.seed)
-
-
-def _loss(config: Config) -> Objective:
-    from clipkit.objectives import infonce, sigmoid
-
-    return sigmoid if config.optim.siglip else infonce
+    pairs: Callable[[Config], Pairs] = pairs_from_config
+    encoders: Callable[[Config], DualEncoder] = encoders_from_config
+    compare: Callable[[Config], Compare] = compare_from_config
+    objective: Callable[[Config], Objective] = objective_from_config
 
 
 def _starter_pairs(config: Config) -> Pairs:
@@ -165,7 +129,28 @@ def _starter_towers(config: Config) -> DualEncoder:
     return starter_encoder(config.optim.scale_init or 5.0)
 
 
+def _interaction_pairs(config: Config) -> Pairs:
+    from clipkit.row_tables import open_interactions
+
+    splits = open_interactions(config.data)
+    return Pairs(splits.pop("train"), dict(splits))
+
+
+def _interaction_towers(config: Config) -> DualEncoder:
+    import torch
+
+    from clipkit.encoders.from_tables import Vocabulary, from_tables
+    from clipkit.row_tables import open_interactions, plain_table
+
+    train = open_interactions(config.data)["train"]
+    tables = {"users": train.users, "items": train.items}
+    vocabulary = Vocabulary({name: plain_table(table) for name, table in tables.items()})
+    torch.manual_seed(config.run.seed)
+    return from_tables({name: table.sizes for name, table in tables.items()}, config.model.embed_dim, vocabulary)
+
+
 _CLIP = Config(recipe="clip")
+_VIEWS = Config().replace(compare="views", lr=1e-3, wd=1e-4, grad_clip=0)
 
 starter = Recipe(
     "starter",
@@ -183,37 +168,90 @@ starter = Recipe(
     ),
     _starter_pairs,
     _starter_towers,
-    _loss,
 )
 
 clip = Recipe(
     "clip",
     "two towers, symmetric InfoNCE with a learnable temperature (Radford et al. 2021)",
     _CLIP,
-    pairs_from_config,
-    _towers,
-    _loss,
 )
 
 siglip = Recipe(
     "siglip",
     "two towers, pairwise sigmoid loss with a learnable bias (Zhai et al. 2023)",
     _CLIP.replace(recipe="siglip", siglip=True),
-    pairs_from_config,
-    _towers,
-    _loss,
 )
 
 lit = Recipe(
     "lit",
     "locked image tower, only the text tower learns (Zhai et al. 2022)",
     _CLIP.replace(recipe="lit", lock_image=True, augment="none"),
-    pairs_from_config,
-    _towers,
-    _loss,
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (starter, clip, siglip, lit)}
+slip = Recipe(
+    "slip",
+    "CLIP and SimCLR at once: captions, and two more views of each picture (Mu et al. 2022)",
+    _CLIP.replace(recipe="slip", compare="pairs+views"),
+)
+
+simclr = Recipe(
+    "simclr",
+    "two views of each picture, NT-Xent (Chen et al. 2020)",
+    _VIEWS.replace(recipe="simclr"),
+)
+
+moco = Recipe(
+    "moco",
+    "two views, the second through a momentum encoder, with a queue of past keys (He et al. 2020; v2)",
+    _VIEWS.replace(recipe="moco", views="moco", momentum=0.99, queue=4096, symmetric=False, view_temperature=0.2),
+)
+
+byol = Recipe(
+    "byol",
+    "two views, each predicts the momentum encoder's of the other, no negatives (Grill et al. 2020)",
+    _VIEWS.replace(
+        recipe="byol", views="byol", objective="cosine", momentum=0.996, momentum_rising=True, predictor=512
+    ),
+)
+
+supcon = Recipe(
+    "supcon",
+    "two views, and pictures of one label belong together (Khosla et al. 2020)",
+    _VIEWS.replace(recipe="supcon", compare="labels"),
+)
+
+margin = Recipe(
+    "margin",
+    "pairs close together, others a margin apart (contrastive loss, Hadsell et al. 2006)",
+    _CLIP.replace(recipe="margin", objective="margin"),
+)
+
+triplet = Recipe(
+    "triplet",
+    "each query nearer to its own than to its hardest other, by a margin (FaceNet, Schroff et al. 2015; VSE++)",
+    _CLIP.replace(recipe="triplet", objective="triplet"),
+)
+
+simcse = Recipe(
+    "simcse",
+    "sentences with their paraphrases, or with themselves under other dropout (Gao et al. 2021)",
+    _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, scale_max=20.0, lr=3e-5, epochs=1),
+)
+
+two_tower = Recipe(
+    "two_tower",
+    "users with the items that they chose, popularity corrected (Yi et al. 2019)",
+    Config(recipe="two_tower").replace(
+        compare="interactions", lr=3e-3, wd=0.0, embed_dim=64, batch_size=512, epochs=20, workers=0
+    ),
+    _interaction_pairs,
+    _interaction_towers,
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (starter, clip, siglip, lit, slip, simclr, moco, byol, supcon, margin, triplet, simcse, two_tower)
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.cache import atomic_write
+from clipkit.encoders import DualEncoder
 from clipkit.evaluation import best_pairs
 from clipkit.evaluation.split import SplitReport
 from clipkit.inference import Aligner, Index
@@ -36,8 +37,13 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
     report = trainer.measure()
     if not trainer.accelerator.is_main_process:
         return
+    step = outcome.best if best is not None and outcome.best is not None else outcome.step
     evaluation: dict[str, Any] = {}
     examples, credits = None, []
+    if report is not None and report.retrieval is None and report.to_dict():
+        evaluation = {name: {**f, "baseline": baseline.get(name)} for name, f in report.to_dict().items()}
+        say("\n".join(["", *other_figures(report, baseline, str(trainer.final_split)), ""]))
+        _keep(run, trainer, step, evaluation)
     if report is not None and report.retrieval is not None:
         split = str(trainer.final_split)
         evaluation = {
@@ -48,17 +54,47 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
         aligner = Aligner(trainer.model, str(run), trainer.arithmetic.autocast)
         say("\n".join(["", *table(report, baseline, split), "", *three_pictures(report, reader), ""]))
         encoded = report.encoded
-        index = Index.of_shards(aligner, reader.shards, encoded.samples.tolist(), encoded.images.numpy())
+        samples = encoded.samples.tolist()
+        index = Index.of_shards(aligner, reader.shards, samples, encoded.images.numpy(), encoded.texts.numpy())
         index.save(run / INDEX)
         credits = index.credits()
         examples = _examples(report, reader)
-        step = outcome.best if best is not None else outcome.step
-        with atomic_write(run / EVALUATION) as file:
-            file.write(json.dumps({"split": split, "step": step, **evaluation}, indent=2).encode())
+        _keep(run, trainer, step, evaluation)
     write_report(run, evaluation=evaluation, examples=examples, credits=credits)
     say(f"report    {run / REPORT}")
-    for line in next_commands(run, evaluation):
+    for line in next_commands(run, evaluation, trainer.model):
         say(line)
+
+
+def _keep(run: Path, trainer: Trainer, step: int, evaluation: dict[str, Any]) -> None:
+    with atomic_write(run / EVALUATION) as file:
+        file.write(json.dumps({"split": trainer.final_split, "step": step, **evaluation}, indent=2).encode())
+
+
+def other_figures(report: SplitReport, baseline: Mapping[str, Any], split: str) -> list[str]:
+    """What a model of one modality, or of users and items, can do, beside what is had without training."""
+    lines = []
+    if report.neighbours is not None:
+        probe = report.neighbours
+        before = baseline.get("neighbours", {}).get("top1", {}).get("value")
+        lines += [
+            f"Held-out {split} split: {probe.n_train + probe.n_test:,} pictures of {len(probe.class_names)} classes; "
+            f"each class's second half is named by its {probe.setting:.0f} nearest pictures of the first halves",
+            f"{'':34}{'trained':>22}{'before training':>18}{'chance':>10}",
+            _row("nearest neighbours, top-1", probe.top1, before, probe.chance),
+        ]
+    if report.recommendation is not None and report.popularity is not None:
+        found, popular = report.recommendation, report.popularity
+        lines += [
+            f"Held-out {split} split: the last item of {found.n_users:,} users among {found.n_items:,} items",
+            f"{'':34}{'trained':>22}{'popularity':>18}{'chance':>10}",
+        ]
+        for title, mine, theirs, chance in (
+            ("recall", found.recall, popular.recall, found.chance_recall),
+            ("NDCG", found.ndcg, popular.ndcg, found.chance_ndcg),
+        ):
+            lines += [_row(f"{title}@{k}", value, theirs[k].value, chance[k]) for k, value in mine.items()]
+    return lines
 
 
 def table(report: SplitReport, baseline: Mapping[str, Any], split: str) -> list[str]:
@@ -104,8 +140,17 @@ def three_pictures(report: SplitReport, reader: PairReader) -> list[str]:
     return lines
 
 
-def next_commands(run: Path, evaluation: Mapping[str, Any]) -> list[str]:
-    """The two commands to try next."""
+def next_commands(run: Path, evaluation: Mapping[str, Any], model: DualEncoder) -> list[str]:
+    """The commands to try next."""
+    if not model.has_tokenizer and model.text is not None:
+        return []
+    if model.text is None:
+        return [
+            f"try next  clipkit evaluate {run} --data LABELLED_PICTURES --label-efficiency",
+            f"          clipkit search PICTURE --model {run} --images FOLDER",
+        ]
+    if model.image is None:
+        return [f"try next  clipkit evaluate {run} --sts PAIRS.csv", f"          clipkit embed LINES.txt --model {run}"]
     if not evaluation:
         return [f'try next  clipkit search "a red bird" --model {run} --images FOLDER', f"          clipkit demo {run}"]
     return [f'try next  clipkit search "a red bird" --model {run}', f"          clipkit demo {run}"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,6 +20,8 @@ from clipkit.model_option import ModelOption, list_skipped
 if TYPE_CHECKING:
     from clipkit.inference import Aligner, Hit, Index
     from clipkit.training.console import Console
+
+WAIT = 3600.0  # seconds for another process that encodes the same folder
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,12 @@ class Search:
     """Leave out pictures whose cosine similarity is lower."""
     where: tuple[str, ...] = ()
     """Only pictures with these: NAME=PATTERN, as in label=bird or 'path=*/2019/*'."""
+    by: Literal["picture", "caption", "either"] = "picture"
+    """What the query is compared with; captions are there where the index was made with --captions or of shards."""
     hide_similar: float | None = None
     """Leave out pictures whose cosine similarity with a better one is at least this; 0.95 hides bursts."""
+    group: float | None = None
+    """The same, and say how many are left out behind each."""
     json: bool = False
     """Print JSON."""
     open: bool = False
@@ -49,15 +57,18 @@ class Search:
         plus, minus = parse_query(self.query)
         where = parse_where(self.where)
         model = self.model.load()
-        index = find_index(model, self.images, self.index, console)
-        hits = index.search(plus, self.n, minus=minus, where=where, hide_similar=self.hide_similar)
+        index = find_index(model, self.images, self.index, console, quiet=self.json)
+        hits = index.search(
+            plus, self.n, minus=minus, where=where, by=self.by, hide_similar=self.hide_similar, group=self.group
+        )
         hits = [h for h in hits if self.threshold is None or h.score >= self.threshold]
         if self.json:
             print(json.dumps([h.__dict__ for h in hits], indent=2, ensure_ascii=False))
         else:
             for hit in hits:
                 shown = hit.path if index.items[hit.row].offset < 0 else f"{hit.path}/{hit.key}"
-                print(f"{hit.score:.3f}  {_relative(shown)}{'  ' + hit.caption if hit.caption else ''}")
+                others = f"  and {hit.others:,} like it" if hit.others else ""
+                print(f"{hit.score:.3f}  {_relative(shown)}{'  ' + hit.caption if hit.caption else ''}{others}")
         if self.open:
             _show(index, hits)
 
@@ -67,25 +78,101 @@ class MakeIndex:
     """Index a folder of pictures, to search it at once later; again, and only what has changed is encoded."""
 
     folder: tyro.conf.Positional[str]
-    """Folder of pictures; the folders in it too."""
+    """Folder of pictures, the folders in it too; or a folder of shards (.tar), whose captions are searched as well."""
     output: str | None = None
     """Where the index goes. Default: FOLDER.index beside the folder."""
+    captions: str | None = None
+    """Table of pictures and captions (CSV, TSV, JSONL, parquet), several rows to a picture if you like, to search by
+    caption too. Default: the index keeps those that it has."""
+    image_column: str | None = None
+    """Column of that table that names the picture."""
+    caption_column: str | None = None
+    """Column of that table that holds the caption."""
+    backend: Literal["exact", "faiss", "milvus"] | None = None
+    """What the index is searched with. Default: what it has; else exact, and faiss from a million pictures if it is
+    installed. What faiss and milvus find of the exact best is measured and printed."""
+    uri: str | None = None
+    """Of milvus: http://HOST:19530, or a file. Default: a file in the index. A token is taken from MILVUS_TOKEN."""
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
         from clipkit.inference import Index
 
+        if self.uri is not None and self.backend != "milvus":
+            raise ClipkitError(f"--uri {self.uri} is of milvus; add --backend milvus")
         output = self.output or f"{self.folder.rstrip('/')}.index"
-        index, changes = Index.update(output, self.model.load(), self.folder, console.progress)
+        if any(Path(self.folder).glob("*.tar")):
+            if self.captions is not None:
+                raise ClipkitError(f"{self.folder} holds shards, which bring their captions; leave --captions out")
+            index = shards_index(self.model.load(), self.folder, output, self.backend, self.uri, console)
+            said = f"{len(index.items.owners()):,} captions"
+        else:
+            captions = self._captions()
+            index, changes = Index.update(
+                output, self.model.load(), self.folder, console.progress, captions=captions, backend=self.backend,
+                uri=self.uri,
+            )  # fmt: skip
+            counts = [f"{n:,} {what}" for what, n in changes._asdict().items() if n and what != "kept"]
+            counts += [f"{len(index.items.owners()):,} captions"] if captions is not None else []
+            said = ", ".join(counts) or "nothing has changed"
         list_skipped(index.skipped)
-        said = ", ".join(f"{n:,} {what}" for what, n in changes._asdict().items() if n and what != "kept")
+        for what, search in index.searches.items():
+            print(
+                f"{what} are searched with {search['backend']}: it finds {search['recall']:.1%} of the exact "
+                f"{search['k']} best, measured with {search['queries']} queries"
+            )
         print(
-            f"{len(index):,} pictures indexed ({said or 'nothing has changed'}): "
+            f"{len(index):,} pictures indexed ({said}): "
             f'clipkit search "..." --index {output} --model {self.model.model}'
         )
 
+    def _captions(self) -> dict[str, tuple[str, ...]] | None:
+        """Of the pictures in the folder, by their paths in it.
 
-def find_index(model: Aligner, images: str | None, index: str | None, console: Console) -> Index:
+        Raises:
+            ClipkitError: a table that cannot be read, or that names no picture of the folder.
+        """
+        from data_prep.tables import read_table
+
+        if self.captions is None:
+            return None
+        root = Path(self.folder).resolve()
+        read = partial(read_table, self.captions, image_column=self.image_column, caption_column=self.caption_column)
+        try:
+            source = read(image_root=root)
+        except ClipkitError:
+            source = read()  # its paths start where the table is
+        inside = [
+            (record.image.resolve(), record.captions) for record in source.records if isinstance(record.image, Path)
+        ]
+        captions = {str(p.relative_to(root)): texts for p, texts in inside if p.is_relative_to(root)}
+        if not captions:
+            raise ClipkitError(f"{self.captions} names no picture in {self.folder}; check its paths")
+        list_skipped([f"{bad.file}: {bad.reason}" for bad in source.skipped])
+        return captions
+
+
+def shards_index(
+    model: Aligner, folder: str, output: str, backend: str | None, uri: str | None, console: Console
+) -> Index:
+    """An index of all samples of the shards in ``folder``, made anew, with all their captions."""
+    from clipkit.config import Config
+    from clipkit.evaluation.encoding import encode_pairs
+    from clipkit.inference import Index
+    from clipkit.pairs import open_shards
+    from clipkit.training.data import plain_reader
+
+    shards = open_shards(folder)
+    console.say(f"encoding {len(shards):,} pictures and their captions", detail=True)
+    encoded = encode_pairs(model.model, plain_reader(model.model, shards, Config()), autocast=model.autocast)
+    samples = encoded.samples.tolist()
+    index = Index.of_shards(model, shards, samples, encoded.images.numpy(), encoded.texts.numpy())
+    opened = Index.open(index.save(output, backend, uri), model)
+    opened.skipped = [bad.reason for bad in encoded.bad]
+    return opened
+
+
+def find_index(model: Aligner, images: str | None, index: str | None, console: Console, quiet: bool = False) -> Index:
     """The index to search: a saved one, that of a folder, or the run's own."""
     from clipkit.inference import Index
     from clipkit.training.checkpoint import FOLDER
@@ -93,22 +180,31 @@ def find_index(model: Aligner, images: str | None, index: str | None, console: C
     if index is not None:
         return Index.open(index, model)
     if images is not None:
-        return folder_index(model, images, console)
+        return folder_index(model, images, console, quiet)
     own = Path(model.name) / "index"
     if not (Path(model.name) / FOLDER).is_dir() or not own.is_dir():
         raise ClipkitError("nothing to search: pass --images FOLDER, or --index made by `clipkit index`")
     return Index.open(own, model)
 
 
-def folder_index(model: Aligner, folder: str | Path, console: Console) -> Index:
-    """The index of a folder as it is now, kept in the cache, so that only what is new is encoded."""
+def folder_index(model: Aligner, folder: str | Path, console: Console, quiet: bool = False) -> Index:
+    """The index of a folder as it is now, kept in the cache, so that only what is new is encoded.
+
+    A second one of the same folder waits for the first, and finds its work done.
+
+    Args:
+        quiet: no progress lines in a log, where standard output is for something else.
+    """
     from clipkit.cache import cache_dir
     from clipkit.inference import Index
-    from clipkit.inference.index_files import model_fingerprint
+    from clipkit.inference.index_files import FORMAT, model_fingerprint
 
-    which = f"{Path(folder).resolve()} {model_fingerprint(model)}"
+    which = f"{FORMAT} {Path(folder).resolve()} {model_fingerprint(model)}"
     name = hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
-    index, _ = Index.update(cache_dir() / "folders" / name, model, folder, console.progress)
+    index, _ = Index.update(
+        cache_dir() / "folders" / name, model, folder, None if quiet and not console.terminal else console.progress,
+        wait=WAIT, say=lambda text: print(f"clipkit: {text}", file=sys.stderr),
+    )  # fmt: skip
     list_skipped(index.skipped)
     return index
 

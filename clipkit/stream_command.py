@@ -69,8 +69,8 @@ class Stream:
         from functools import partial
 
         from clipkit.config import Config
+        from clipkit.data_option import open_data
         from clipkit.pairs import Augment, PairReader, PictureSpec, join_shards
-        from clipkit.recipes import open_data
         from clipkit.training.data import read_augmented, read_view
 
         config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)

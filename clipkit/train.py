@@ -89,9 +89,10 @@ def run(recipe: Recipe, config: Config) -> Path:
         check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
-    objective = recipe.objective(config)
+    compare, objective = recipe.compare(config), recipe.objective(config)
     if config.run.dry_run:
-        show_plan(config, model, pairs.train, pairs.held_out, arithmetic, accelerator.num_processes, console)
+        world = accelerator.num_processes
+        show_plan(config, model, pairs.train, pairs.held_out, compare, objective, arithmetic, world, console)
         return directory
     if main:
         start_run(claimed, config)
@@ -106,7 +107,9 @@ def run(recipe: Recipe, config: Config) -> Path:
         # Only heads are left to train, on matrices too small to share: one thread, whatever else the machine does.
         arithmetic = replace(arithmetic, threads=1)
         apply_arithmetic(arithmetic, accelerator.device)
-    trainer = Trainer(config, directory, model, objective, readers, accelerator, arithmetic, console, checkpoint)
+    trainer = Trainer(
+        config, directory, model, compare, objective, readers, accelerator, arithmetic, console, checkpoint
+    )
     baseline = trainer.measure_before()
     outcome = trainer.train()
     accelerator.end_training()

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     from clipkit.options import parse_training
     from clipkit.pairs import PipeSet, make_order
     from clipkit.pairs.stream import check_batch_size, step_items
-    from clipkit.training.data import plain_reader
+    from clipkit.training.data import training_reader
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.strategy import make_accelerator
     from clipkit.training.verify import advice, check_gradients
@@ -43,13 +43,20 @@ def main(arguments: list[str]) -> int:
         local = -(-config.optim.batch_size // world)
         micro = max(1, -(-size // world) * micro // local)
     config = config.replace(batch_size=size, micro_batch_size=micro)
-    reader = plain_reader(model, pairs.train, config)
+    reader = training_reader(model, pairs.train, config)
     order = make_order(pairs.train, config.run.seed)
     mine, everyone = (
         reader(step_items(order, 0, size, *part)).to(accelerator.device) for part in ((rank, world), (0, 1))
     )
     checks = check_gradients(
-        model, mine, everyone, recipe.objective(config), accelerator, config.optim, arithmetic.autocast
+        model,
+        mine,
+        everyone,
+        recipe.compare(config),
+        recipe.objective(config),
+        accelerator,
+        config.optim,
+        arithmetic.autocast,
     )
     verdict = torch.tensor([int(any(not c.right for c in checks))], device=accelerator.device)
     if accelerator.is_main_process:

@@ -106,7 +106,7 @@ def _report(path: Path) -> str | None:
 
 def _facts(model: Aligner, config: dict[str, Any], train: list[dict[str, Any]]) -> str:
     """What the model is, in a list of terms."""
-    towers = [("Picture tower", model.model.image), ("Text tower", model.model.text)]
+    towers = [(f"{name.capitalize()} tower", tower) for name, tower in model.model.towers.items()]
     facts = {"Recipe": config.get("recipe"), "Data": config.get("train_data")}
     facts |= {name: f"{sum(p.numel() for p in tower.parameters()) / 1e6:,.1f} M parameters" for name, tower in towers}
     facts["Space"] = f"{model.embed_dim} dimensions, scale {model.scale:.3g}"

@@ -86,6 +86,18 @@ def mistake(cli: Cli) -> Callable[..., str]:
     return call
 
 
+@pytest.fixture
+def mistake_after(cli: Cli) -> Callable[..., str]:
+    """The one line of a mistake that is found after something has been said."""
+
+    def call(*arguments: Any) -> str:
+        status, out, err = cli(*arguments)
+        assert status == 2 and err.startswith("clipkit: ") and err.count("\n") == 1, (status, out, err)
+        return err
+
+    return call
+
+
 # Help
 
 
@@ -365,6 +377,87 @@ def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Pat
     assert "an.index" in mistake("search", "a bird", "--index", tmp_path / "an.index", "--model", run)
 
 
+def test_index_with_captions(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for i, colour in enumerate(("red", "blue", "green")):
+        draw(colour, "plain").save(folder / ("deep" if i else ".") / f"{colour}.png")
+    captions = tmp_path / "captions.csv"
+    captions.write_text(
+        "filepath,caption\nred.png,a tree in winter\ndeep/blue.png,two dogs\ndeep/blue.png,a boat\ngone.png,a cat\n"
+    )
+    status, out, err = cli("index", folder, "--captions", captions, "--model", run)
+    assert status == 0 and "3 pictures indexed (3 added, 3 captions)" in out
+    assert err.count("\n") == 1 and "gone.png" in err
+    search = ["--index", tmp_path / "photos.index", "--model", run, "--json"]
+    for text, name in (("a boat", "blue.png"), ("two dogs", "blue.png"), ("a tree in winter", "red.png")):
+        for by in ("caption", "either"):
+            hits = json.loads(cli("search", text, "--by", by, *search)[1])
+            assert hits[0]["path"].endswith(name) and hits[0]["caption"] == text and hits[0]["score"] > 0.999
+            assert len(hits) == (2 if by == "caption" else 3)
+    status, out, _ = cli("index", folder, "--model", run)
+    assert status == 0 and "nothing has changed" in out, "the captions stay"
+    assert len(json.loads(cli("search", "a boat", "--by", "caption", *search)[1])) == 2
+
+    captions.write_text("filepath,caption\nphotos/deep/green.png,a boat\n")  # from where the table is
+    assert cli("index", folder, "--captions", captions, "--model", run)[0] == 0
+    hits = json.loads(cli("search", "a boat", "--by", "caption", *search)[1])
+    assert [Path(h["path"]).name for h in hits] == ["green.png"]
+
+    captions.write_text(f"filepath,caption\n{tmp_path / 'elsewhere.png'},a boat\n")
+    draw("red", "plain").save(tmp_path / "elsewhere.png")
+    assert "names no picture" in mistake("index", folder, "--captions", captions, "--model", run)
+    cli("index", folder, "--output", tmp_path / "plain.index", "--model", run)
+    plain = ["--index", tmp_path / "plain.index", "--model", run]
+    assert "--captions" in mistake("search", "a boat", "--by", "caption", *plain)
+
+
+def test_index_of_shards(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
+    assert cli("prepare", table, tmp_path / "shards")[0] == 0
+    train = tmp_path / "shards" / "train"
+    status, out, _ = cli("index", train, "--model", run)
+    assert status == 0 and "pictures indexed" in out and "captions" in out
+    search = ["--index", f"{train}.index", "--model", run, "--json", "-n", "1"]
+    hit = json.loads(cli("search", "a red left", "--by", "caption", *search)[1])[0]
+    assert hit["caption"] == "a red left" and hit["score"] > 0.999
+    assert "--captions" in mistake("index", train, "--captions", table, "--model", run)
+
+
+def test_the_runs_own_index_holds_its_captions(cli: Cli, run: Path) -> None:
+    status, out, _ = cli("search", "a red left", "--by", "caption", "--model", run, "-n", "1")
+    assert status == 0 and out.startswith("1.000") and "a red left" in out
+
+
+def test_grouped_hits_say_how_many_stand_behind(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
+    for i in range(5):
+        draw("red", "plain").save(tmp_path / f"red{i}.png")
+    draw("blue", "left").save(tmp_path / "blue.png")
+    common = ["--images", tmp_path, "--model", run]
+    status, out, _ = cli("search", tmp_path / "red2.png", *common, "--group", "0.999")
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 2 and "red0.png" in lines[0] and lines[0].endswith("and 4 like it")
+    assert "like it" not in lines[1]
+    hits = json.loads(cli("search", tmp_path / "red2.png", *common, "--group", "0.999", "--json")[1])
+    assert [h["others"] for h in hits] == [4, 0]
+    assert "hide_similar" in mistake("search", "a", *common, "--group", "0.9", "--hide-similar", "0.9")
+
+
+def test_backends(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'clipkit[faiss]'")
+    index = ["index", table.parent, "--output", tmp_path / "an.index", "--model", run]
+    search = ["search", "a red left", "--index", tmp_path / "an.index", "--model", run, "--json"]
+    assert cli(*index)[0] == 0
+    exact = cli(*search)[1]
+    status, out, _ = cli(*index, "--backend", "faiss")
+    assert status == 0 and "pictures are searched with faiss: it finds 100.0% of the exact 10 best" in out
+    assert cli(*search)[1] == exact and list((tmp_path / "an.index").glob("faiss-*"))
+    status, out, _ = cli(*index)
+    assert status == 0 and "faiss" in out and "nothing has changed" in out, "it stays what it is"
+    assert cli(*index, "--backend", "exact")[0] == 0 and not list((tmp_path / "an.index").glob("faiss-*"))
+    assert "--backend milvus" in mistake(*index, "--uri", "http://localhost:19530")
+    mistake(*index, "--backend", "fais")
+
+
 def test_classify(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
     pictures = [table.parent / f"{i:03d}.png" for i in (50, 52)]  # plain red, plain blue
     labels = ["red plain", "blue plain", "green plain"]
@@ -416,22 +509,40 @@ def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
         assert f"{row['best_caption']} ({float(row['score']):.3f})" in html
 
 
-def test_embed(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
+def test_embed(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
+    import hashlib
+
     import pyarrow.parquet as pq
 
     import clipkit
 
     model = clipkit.load(run, device="cpu")
-    status, out, err = cli("embed", table.parent, "--output", tmp_path / "pictures", "--model", run)
-    assert status == 0 and "60" in out and err == ""
-    rows = np.load(tmp_path / "pictures.npy", allow_pickle=False)
-    names = pq.read_table(tmp_path / "pictures.parquet").column(0).to_pylist()
-    assert rows.shape == (60, 24) and rows.dtype == np.float32 and len(names) == 60
-    np.testing.assert_allclose(rows, model.encode_image(names), atol=1e-5)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    status, out, err = cli("embed", bad, table.parent, "--output", tmp_path / "pictures", "--model", run)
+    assert status == 0 and "60 embeddings" in out
+    assert err.startswith("clipkit: skipped") and "bad.png" in err and err.count("\n") == 1
+    rows = np.load(tmp_path / "pictures.npy", mmap_mode="r", allow_pickle=False)
+    named = pq.read_table(tmp_path / "pictures.parquet")
+    assert named.column_names == ["row", "path", "content"] and named["row"].to_pylist() == list(range(60))
+    paths = named["path"].to_pylist()
+    assert rows.shape == (60, 24) and rows.dtype == np.float32 and str(bad) not in paths
+    np.testing.assert_allclose(rows, model.encode_image(paths), atol=1e-5)
+    hashes = [hashlib.blake2b(Path(p).read_bytes(), digest_size=16).hexdigest() for p in paths]
+    assert named["content"].to_pylist() == hashes
+    assert named.schema.metadata[b"model"] == str(run).encode()
+
     (tmp_path / "lines.txt").write_text("a bird\n\ntwo dogs\n")
     status, _, _ = cli("embed", tmp_path / "lines.txt", "--output", tmp_path / "texts", "--model", run)
     assert status == 0
     np.testing.assert_allclose(np.load(tmp_path / "texts.npy"), model.encode_text(["a bird", "two dogs"]), atol=1e-5)
+    assert pq.read_table(tmp_path / "texts.parquet")["text"].to_pylist() == ["a bird", "two dogs"]
+
+    (tmp_path / "worse.png").write_bytes(b"no picture")
+    assert "none of 2 pictures" in mistake(
+        "embed", bad, tmp_path / "worse.png", "--output", tmp_path / "none", "--model", run
+    )
+    assert not list(tmp_path.glob("*none*")), "nothing half stays"
 
 
 def test_evaluate_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -465,6 +576,80 @@ def test_evaluate_classes(cli: Cli, run: Path, tmp_path: Path) -> None:
     zero = json.loads((tmp_path / "figures.json").read_text())["zero_shot"]
     assert zero["chance"] == pytest.approx(1 / 3) and zero["top1"]["value"] > 0.6
     assert "retrieval" not in json.loads((tmp_path / "figures.json").read_text()), "labels are not captions"
+
+
+def coloured(folder: Path, count: int, noise: int = 0) -> Path:
+    """A folder with a folder of ``count`` pictures for each of three colours."""
+    for colour in ("red", "blue", "green"):
+        (folder / colour).mkdir(parents=True)
+        for i in range(count):
+            draw(colour, "square", noise + i).save(folder / colour / f"{i}.png")
+    return folder
+
+
+def test_the_health_of_the_space(cli: Cli, run: Path, tmp_path: Path) -> None:
+    status, out, _ = cli("evaluate", run, "--output", tmp_path / "figures.json")
+    space = json.loads((tmp_path / "figures.json").read_text())["space"]
+    assert status == 0 and all(f"the space: {sentence}" in out for sentence in space["sentences"])
+    assert space["images"]["n"] == space["texts"]["n"] == 60 and space["images"]["embed_dim"] == 24
+    assert space["alignment"] < space["distance"], "it knows its pairs"
+
+
+def test_probes_on_class_folders(cli: Cli, run: Path, tmp_path: Path) -> None:
+    coloured(tmp_path / "photos" / "train", 6)
+    coloured(tmp_path / "photos" / "val", 4, noise=100)
+    (tmp_path / "photos" / "val" / "red" / "bad.png").write_bytes(b"no picture")
+    status, out, err = cli("evaluate", run, "--probe", tmp_path / "photos", "--output", tmp_path / "figures.json")
+    assert status == 0 and err == "" and "recall" not in out, "only what was asked for"
+    probes = json.loads((tmp_path / "figures.json").read_text())["probes"]
+    for kind in ("linear", "knn"):
+        assert probes[kind]["top1"]["value"] > 0.8 and (probes[kind]["n_train"], probes[kind]["n_test"]) == (18, 12)
+    assert "linear top-1" in out and "18 labelled pictures, 12 to test (val)" in out
+    assert "bad.png" in out or "12 to test" in out
+
+
+def test_label_efficiency_on_class_folders(cli: Cli, run: Path, tmp_path: Path) -> None:
+    coloured(tmp_path / "photos", 10)
+    quick = ["--fractions", "0.2", "1", "--seeds", "2", "--epochs", "0", "--min-steps", "3"]
+    status, out, _ = cli("evaluate", run, "--label-efficiency", tmp_path / "photos", *quick)
+    assert status == 0 and "from scratch" in out and "24 labelled pictures, 6 to test (a fifth" in out
+    found = json.loads((run / "label_efficiency.json").read_text())
+    assert [(p["n_labels"], p["steps"]) for p in found["points"]] == [(6, 3), (24, 3)]
+    assert len(found["points"][0]["scratch_seeds"]) == 2 and found["class_names"] == ["blue", "green", "red"]
+    assert (run / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
+    status, out, _ = cli(
+        "evaluate", run, "--label-efficiency", tmp_path / "photos", *quick, "--output", tmp_path / "all.json"
+    )
+    assert status == 0 and (tmp_path / "all.png").is_file()
+    assert json.loads((tmp_path / "all.json").read_text())["label_efficiency"]["points"] == found["points"]
+
+
+def test_sentence_pairs(cli: Cli, run: Path, tmp_path: Path) -> None:
+    rows = ["a red plain\ta red plain\t5", "a red plain\ta red left\t3", "a red plain\ta cyan top\t0"]
+    (tmp_path / "sts.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    status, out, _ = cli("evaluate", run, "--sts", tmp_path / "sts.tsv", "--output", tmp_path / "figures.json")
+    found = json.loads((tmp_path / "figures.json").read_text())["sts"]
+    assert status == 0 and "Spearman" in out and "3 pairs" in out
+    assert found["n_pairs"] == 3 and found["spearman"]["value"] >= 0.5, "the same sentence is nearest"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--sts gone.tsv", "gone.tsv"),
+        ("--probe gone", "gone"),
+        ("--probe TABLE", "has no label"),
+        ("--label-efficiency PHOTOS --fractions 2", "fraction"),
+        ("--label-efficiency PHOTOS --lr 0", "learning rate"),
+        ("--probe PHOTOS --split test", "no split called test"),
+    ],
+)
+def test_mistakes_in_what_was_learned(
+    mistake_after: Any, run: Path, table: Path, tmp_path: Path, monkeypatch: Any, arguments: str, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"TABLE": table, "PHOTOS": coloured(tmp_path / "photos", 5)}
+    assert named in mistake_after("evaluate", run, *[places.get(word, word) for word in arguments.split()])
 
 
 def test_prepare(cli: Cli, mistake: Any, table: Path, tmp_path: Path) -> None:

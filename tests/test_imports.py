@@ -170,3 +170,14 @@ def test_train_py_takes_its_own_folder_off_the_path() -> None:
     )
     out, _ = loaded_by(code)
     assert "exit 2" in out and "left []" in out
+
+
+def test_using_a_model_loads_no_more_than_it_needs() -> None:
+    """torchvision alone takes as long to import as torch, and a search for words decodes no picture."""
+    code = (
+        "import sys; from clipkit.inference import Index, load; import clipkit.search_commands; "
+        "more = {'torchvision', 'open_clip', 'timm', 'transformers', 'sklearn', 'matplotlib', 'faiss', 'pymilvus'}; "
+        "sys.exit(f'loaded {more & set(sys.modules)}' if more & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from training_helpers import COLOURS, SHAPES, draw, flags, make_config, make_table, records
 
 from clipkit.config import Config
+from clipkit.data_option import open_data, pairs_from_config
 from clipkit.errors import ClipkitError
-from clipkit.recipes import RECIPES, find_recipe, open_data, pairs_from_config
+from clipkit.recipes import RECIPES, find_recipe
 
 
 @pytest.fixture(scope="module", autouse=True)

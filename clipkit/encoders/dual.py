@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from clipkit.encoders.tokens import Tokenizer
+from clipkit.encoders.two_views import TwoViews
+from clipkit.errors import ClipkitError
 from clipkit.pairs import PictureSpec, normalize
 
 
@@ -68,19 +71,27 @@ class Embeddings(NamedTuple):
         texts: (T, D) float, unit norm; None if no texts were given.
         log_scale: (1,) logarithm of the inverse temperature.
         bias: (1,), or None for an encoder without one.
+        views: (v, B, P) float, unit norm: projections of the pictures' views, if they were given several.
+        targets: (v, B, P) float, unit norm, without a gradient: the momentum encoder's, if there is one.
+        queue: (M, P) past targets, if they are kept.
+        view_scale: (1,) as ``log_scale``, of the views.
     """
 
     images: Tensor | None
     texts: Tensor | None
     log_scale: Tensor
     bias: Tensor | None
+    views: Tensor | None = None
+    targets: Tensor | None = None
+    queue: Tensor | None = None
+    view_scale: Tensor | None = None
 
 
 class DualEncoder(nn.Module):
-    """Two towers into one space of ``embed_dim`` dimensions.
+    """Two towers into one space of ``embed_dim`` dimensions, or one of them alone.
 
     Args:
-        image, text: the towers.
+        image, text: the towers; a model of one modality has but one.
         picture: what the image tower wants to see.
         tokenizer: captions to tokens for the text tower.
         log_scale: start of the log inverse temperature.
@@ -88,14 +99,17 @@ class DualEncoder(nn.Module):
         description: plain data from which ``clipkit.encoders.rebuild`` makes the same architecture again.
         parts: configs and processors that ``rebuild`` needs besides the tokenizer, saved by their own
             ``save_pretrained``.
+
+    Attributes:
+        two_views: what a method of two views trains beside the image tower, or None.
     """
 
     def __init__(
         self,
-        image: Tower,
-        text: Tower,
+        image: Tower | None,
+        text: Tower | None,
         picture: PictureSpec,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         log_scale: float,
         bias: float | None,
         description: dict[str, Any],
@@ -104,12 +118,45 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image = image
         self.text = text
+        self.two_views: TwoViews | None = None
         self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]))
         self.bias = nn.Parameter(torch.tensor([float(bias)])) if bias is not None else None
         self.picture = picture
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.description = description
         self.parts = parts
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Captions to tokens.
+
+        Raises:
+            ClipkitError: the model takes no text.
+        """
+        if self._tokenizer is None:
+            raise ClipkitError("the model takes no text: it has no tokenizer")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model takes text."""
+        return self._tokenizer is not None
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers that there are, by name (``image``, ``text``)."""
+        both = {"image": self.image, "text": self.text}
+        return {name: tower for name, tower in both.items() if tower is not None}
+
+    def tower(self, name: str) -> Tower:
+        """The tower called ``name``.
+
+        Raises:
+            ClipkitError: the model has none of that name.
+        """
+        if name not in self.towers:
+            raise ClipkitError(_MISSING.format(has="texts" if name == "image" else "pictures", tower=name))
+        return self.towers[name]
 
     @property
     def embed_dim(self) -> int:
@@ -133,15 +180,22 @@ class DualEncoder(nn.Module):
             images: uint8 (B, 3, H, W) pictures, float (B, 3, H, W) preprocessed pixels, or float (B, F) cached
                 trunk outputs.
         """
-        if images.dtype == torch.uint8:
-            images = normalize(images, self.picture)
-        if images.ndim == 4:
-            images = images.to(self.log_scale.dtype)
-        return _unit(self.image(images))
+        return _unit(self.tower("image")(self._pixels(images)))
 
     def encode_text(self, texts: Tensor) -> Tensor:
         """Unit-norm embeddings (B, D) of int64 (B, L) tokens or of float (B, F) cached trunk outputs."""
-        return _unit(self.text(texts))
+        return _unit(self.tower("text")(texts))
+
+    def encode_view(self, images: Tensor) -> Tensor:
+        """Unit-norm projections (B, P) of views, uint8 or float (B, 3, H, W); without heads, their embeddings."""
+        if self.two_views is None:
+            return self.encode_image(images)
+        return self.two_views.project(self.tower("image").encode_trunk(self._pixels(images)))
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = normalize(images, self.picture)
+        return images.to(self.log_scale.dtype) if images.ndim == 4 else images
 
     def forward(
         self,
@@ -159,11 +213,51 @@ class DualEncoder(nn.Module):
             autocast: compute dtype of the towers, entered inside each piece: one autocast around all of them would
                 add the pieces' gradients up in that dtype.
         """
-        encode = [(self.encode_image, images), (self.encode_text, texts)]
-        outputs = [None if x is None else _in_pieces(f, x, micro_batch_size, autocast) for f, x in encode]
+        run = partial(_in_pieces, size=micro_batch_size, autocast=autocast)
+        views = None
+        if images is not None and images.ndim == 5:
+            views = images.transpose(0, 1)
+            # With texts, the first view is the picture that they belong to.
+            images, views = (None, views) if texts is None else (views[0], views[1:])
         # Copies, for FSDP may free the parameters themselves when this returns.
-        bias = None if self.bias is None else self.bias.clone()
-        return Embeddings(outputs[0], outputs[1], self.log_scale.clone(), bias)
+        return Embeddings(
+            None if images is None else run(self.encode_image, images),
+            None if texts is None else run(self.encode_text, texts),
+            self.log_scale.clone(),
+            None if self.bias is None else self.bias.clone(),
+            *(self._encode_views(views, run) if views is not None else ()),
+        )
+
+    def _encode_views(self, views: Tensor, run: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
+        """The last fields of ``Embeddings``. Each view is a batch of its own, as in the papers' programs: BatchNorms
+        see one view at a time."""
+        heads = self.two_views
+        both = heads is None or heads.settings.symmetric
+        queries = torch.stack([run(self.encode_view, view) for view in (views if both else views[:1])])
+        if heads is None:
+            return queries, None, None, self.log_scale.clone()
+        targets = queue = None
+        if heads.momentum is not None:
+            keys = views if both else views[1:]
+            with torch.no_grad():
+                targets = torch.stack([run(lambda v: heads.target(self._pixels(v)), view) for view in keys])
+            queue = heads.queue.clone() if heads.settings.queue else None
+        return queries, targets, queue, heads.log_scale.clone()
+
+    def after_step(self, embeddings: Embeddings, progress: float) -> None:
+        """What follows an update of the weights: the momentum encoder moves, its keys join the queue.
+
+        Args:
+            embeddings: of the step, with all processes' targets.
+            progress: share of the run that is done.
+        """
+        if self.two_views is not None:
+            self.two_views.follow(self.tower("image"), progress)
+            if embeddings.targets is not None:
+                self.two_views.enqueue(embeddings.targets.flatten(0, 1))
+
+
+_MISSING = "the model knows {has} only: it has no {tower} tower"
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dual encoders from a timm image tower and a transformers text tower, joined by linear heads."""
+"""Dual encoders from a timm image tower and a transformers text tower, joined by linear heads; or one of them alone."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def transformers_trunk(
 
 
 def from_pair(
-    image_model: str,
-    text_model: str,
+    image_model: str | None,
+    text_model: str | None,
     embed_dim: int = 512,
     *,
     image_pretrained: bool = True,
@@ -129,21 +129,32 @@ def from_pair(
     """A dual encoder of timm model ``image_model`` and transformers model ``text_model``.
 
     Args:
-        embed_dim: dimensions of the shared space.
-        image_head, text_head: descriptions for ``make_head``; linear heads by default.
+        image_model, text_model: names; without one of them the model is the other's trunk alone, without a head.
+        embed_dim: dimensions of the shared space, for two towers.
+        image_head, text_head: descriptions for ``make_head``; by default linear, or for one tower the identity.
         context_length: tokens per caption, if the text model takes that many.
 
     Raises:
         ClipkitError: a name is unknown, or weights cannot be fetched.
     """
-    trunk, width, picture = timm_trunk(image_model, image_pretrained, image_size)
-    encoder, text_width, tokenizer = transformers_trunk(text_model, text_pretrained, pooling, context_length)
-    image_head = image_head or {"kind": "linear", "width": width, "embed_dim": embed_dim}
-    text_head = text_head or {"kind": "linear", "width": text_width, "embed_dim": embed_dim}
-    text = Tower(encoder, make_head(text_head))
-    prove_cut(text, tokenizer)
+    image = text = tokenizer = None
+    picture = PictureSpec()
+    parts: tuple[Any, ...] = ()
+    alone = image_model is None or text_model is None
+    if image_model is not None:
+        trunk, width, picture = timm_trunk(image_model, image_pretrained, image_size)
+        embed_dim = width if alone else embed_dim
+        image_head = image_head or _head(width, embed_dim, alone)
+        image = Tower(trunk, make_head(image_head))
+    if text_model is not None:
+        encoder, width, tokenizer = transformers_trunk(text_model, text_pretrained, pooling, context_length)
+        embed_dim = width if alone else embed_dim
+        text_head = text_head or _head(width, embed_dim, alone)
+        text = Tower(encoder, make_head(text_head))
+        prove_cut(text, tokenizer)
+        parts = (encoder.encoder.config,)
     return DualEncoder(
-        Tower(trunk, make_head(image_head)),
+        image,
         text,
         picture,
         tokenizer,
@@ -152,13 +163,17 @@ def from_pair(
         description={
             "kind": "pair",
             "image_model": image_model,
-            "text_model": str(text_model),
+            "text_model": text_model and str(text_model),
             "embed_dim": embed_dim,
             "pooling": pooling,
             "image_head": image_head,
             "text_head": text_head,
             "image_size": image_size,
-            "context_length": tokenizer.context_length,
+            "context_length": tokenizer.context_length if tokenizer else context_length,
         },
-        parts=(encoder.encoder.config,),
+        parts=parts,
     )
+
+
+def _head(width: int, embed_dim: int, alone: bool) -> dict[str, Any]:
+    return {"kind": "identity"} if alone else {"kind": "linear", "width": width, "embed_dim": embed_dim}

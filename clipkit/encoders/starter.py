@@ -51,9 +51,9 @@ def starter_encoder(scale_init: float = 5.0) -> DualEncoder:
         text_head={"kind": "identity"},
         context_length=64,
     )
-    weight, bias = load_image_weights(model.image.trunk)
+    weight, bias = load_image_weights(model.tower("image").trunk)
     model.picture = PictureSpec(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-    head: Any = model.image.head
+    head: Any = model.tower("image").head
     with torch.no_grad():
         names = model.eval().encode_text(model.tokenizer(class_names()))
     # Centred: what all names have in common says nothing about a picture, and would pull every mixture of classes
@@ -61,8 +61,8 @@ def starter_encoder(scale_init: float = 5.0) -> DualEncoder:
     head.begin(weight, bias, names - names.mean(dim=0))
     nn.init.constant_(model.log_scale, math.log(scale_init))
     model.description["templates"] = "none"  # a sentence encoder knows a bare name better than a prompt around it
-    model.image.lock()
-    model.text.lock()
+    for tower in model.towers.values():
+        tower.lock()
     return model.train()
 
 

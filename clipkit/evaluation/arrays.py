@@ -89,3 +89,54 @@ def image_indices(image_of_text_M: Any, n_texts: int, n_images: int) -> np.ndarr
             f"{n_images}): leave pictures without captions out"
         )
     return owner_M
+
+
+def finite_rows(name: str, values: Any, dtype: type = np.float32) -> np.ndarray:
+    """`values` as a contiguous array (rows, D) of finite numbers, of any norm; ClipkitError otherwise."""
+    rows = as_numpy(values)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ClipkitError(f"{name} has shape {rows.shape}: pass one row of numbers each, (rows, dimensions)")
+    if rows.dtype.kind not in "fiub":
+        raise ClipkitError(f"{name} has dtype {rows.dtype}: pass real numbers, float32 at best")
+    rows = np.ascontiguousarray(rows, dtype=dtype)
+    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    if bad.size:
+        raise ClipkitError(
+            f"{name}[{bad[0]}] holds NaN or infinity ({bad.size} bad rows of {len(rows)}): find out which input the "
+            "encoder could not handle"
+        )
+    return rows
+
+
+def label_codes(
+    train_name: str, train_labels: Any, n_train: int, test_name: str, test_labels: Any, n_test: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels as classes 0 … C - 1, both int64 (n,), and the classes' names; classes are those of training, sorted.
+
+    Labels are whole numbers or texts. Raises ClipkitError for other shapes and types, fewer than two classes, or a
+    test label that no training sample has, which could never be right.
+    """
+    labels = []
+    for name, values, length in ((train_name, train_labels, n_train), (test_name, test_labels, n_test)):
+        array = as_numpy(values)
+        if array.shape != (length,):
+            raise ClipkitError(f"{name} has shape {array.shape}: it needs ({length},), one label a row")
+        if array.dtype.kind not in "iubUSO":
+            raise ClipkitError(f"{name} has dtype {array.dtype}: labels are whole numbers or texts")
+        labels.append(array if array.dtype.kind in "iub" else array.astype(str))
+    if (labels[0].dtype.kind == "U") != (labels[1].dtype.kind == "U"):
+        raise ClipkitError(
+            f"{train_name} and {test_name} are of two kinds: use the same whole numbers or texts in both"
+        )
+    classes, train = np.unique(labels[0], return_inverse=True)
+    if len(classes) < 2:
+        raise ClipkitError(f"{train_name} has one class, {classes[0]}: a probe tells at least two apart")
+    test = np.minimum(np.searchsorted(classes, labels[1]), len(classes) - 1)
+    unknown = np.flatnonzero(classes[test] != labels[1])
+    if unknown.size:
+        first = int(unknown[0])
+        raise ClipkitError(
+            f"{test_name}[{first}] is {labels[1][first].item()!r}, which no training sample has ({unknown.size} such "
+            "labels): leave these samples out, or add training samples"
+        )
+    return train.astype(np.int64), test.astype(np.int64), [str(c) for c in classes.tolist()]

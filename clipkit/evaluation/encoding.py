@@ -22,9 +22,9 @@ class EncodedPairs:
     """Embeddings of a split, the same on every process.
 
     Attributes:
-        images: (N, D) float32, unit norm, on the CPU, in stored order.
-        texts: (M, D) float32, unit norm; all captions of all pictures.
-        image_of_text: (M,) int64, row of ``images`` that each caption belongs to.
+        images: (N, D) float32, unit norm, on the CPU, in stored order; (0, D) without an image tower.
+        texts: (M, D) float32, unit norm; all captions of all pictures; (0, D) without a text tower.
+        image_of_text: (M,) int64, row of ``samples`` that each caption belongs to.
         samples: (N,) int64, the pictures' samples in the shards.
         bad: this process's samples that were left out.
     """
@@ -59,14 +59,17 @@ def encode_pairs(
         if not len(batch.image_ids):
             return batch, None, None
         with inference(model.device, autocast):
-            return batch, model.encode_image(batch.images).float(), model.encode_text(batch.texts).float()
+            rows = None if batch.images is None else model.encode_image(batch.images).float()
+            columns = None if batch.texts is None else model.encode_text(batch.texts).float()
+            return batch, rows, columns
 
     for _, (batch, image_rows, text_rows) in side_by_side(run, mine, model.device, CPU_PICTURES, batch_size):
         bad += batch.bad
-        if image_rows is not None and text_rows is not None:
+        image_ids.append(batch.image_ids)
+        if image_rows is not None:
             images.append(image_rows)
+        if text_rows is not None:
             texts.append(text_rows)
-            image_ids.append(batch.image_ids)
             text_ids.append(batch.text_ids)
     model.train(was_training)
     width = model.embed_dim
@@ -74,13 +77,11 @@ def encode_pairs(
     samples = torch.cat(image_ids) if image_ids else torch.zeros(0, dtype=torch.int64, device=model.device)
     owners = torch.cat(text_ids) if text_ids else torch.zeros(0, dtype=torch.int64, device=model.device)
     if world_size() > 1:
-        image_counts, text_counts = (
-            row_counts(len(rows), model.device),
-            row_counts(len(columns), model.device),
-        )
-        rows, samples = gather_rows(rows, image_counts), gather_rows(samples, image_counts)
+        device = model.device
+        image_counts, text_counts, sample_counts = (row_counts(len(x), device) for x in (rows, columns, samples))
+        rows, samples = gather_rows(rows, image_counts), gather_rows(samples, sample_counts)
         columns, owners = gather_rows(columns, text_counts), gather_rows(owners, text_counts)
-    if not len(rows):
+    if not len(samples):
         why = f" (first: {bad[0].reason})" if bad else ""
         raise ClipkitError(f"{reader.shards.name}: no sample could be read{why}")
     samples, owners = samples.cpu(), owners.cpu()

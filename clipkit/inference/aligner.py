@@ -130,7 +130,7 @@ class Aligner:
         model = self.model
         with inference(model.device, self.autocast):
             inputs = pixels.to(model.device, model.log_scale.dtype)
-            return (model.encode_image(inputs) if normalize else model.image(inputs)).float().cpu().numpy()
+            return (model.encode_image(inputs) if normalize else model.tower("image")(inputs)).float().cpu().numpy()
 
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 256, normalize: bool = True) -> Array:
         """Embeddings of texts, in the order given.
@@ -157,7 +157,8 @@ class Aligner:
         else:
             with inference(self.model.device, self.autocast):
                 parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
-                raw = [self.model.text(self.model.tokenizer(p).to(self.model.device)).float().cpu() for p in parts]
+                tower, tokenizer = self.model.tower("text"), self.model.tokenizer
+                raw = [tower(tokenizer(p).to(self.model.device)).float().cpu() for p in parts]
             rows = torch.cat(raw).numpy() if raw else np.zeros((0, self.embed_dim), dtype=np.float32)
         return rows[0] if single else rows
 

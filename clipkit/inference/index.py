@@ -7,39 +7,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
+from clipkit.inference.approximate import open_search
+from clipkit.inference.exact import ExactSearch, VectorSearch
 from clipkit.inference.files import embed_files, find_pictures
-from clipkit.inference.index_files import Item, exclusive, model_fingerprint, read_index, write_index
+from clipkit.inference.index_files import check_model, exclusive, read_index, write_index
+from clipkit.inference.items import Item, Items, shard_items
+from clipkit.inference.nearest import By, Captions, Found, nearest
 from clipkit.inference.pictures import thumbnail
+from clipkit.inference.query import query_vector
+from clipkit.inference.similar import connected, count_behind, leaders
 from clipkit.pairs import ShardSet
 
 if TYPE_CHECKING:
     from clipkit.inference.index_update import Changes
-
-_TILE = 262_144  # rows scored at a time
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A found picture: its cosine similarity, where it is, and its row in the index."""
+    """A found picture.
+
+    Attributes:
+        score: cosine similarity with the query.
+        path: where it is: a file, or a shard.
+        key: its name in the folder or in the shard.
+        caption: the one it was found by, else the first; empty if it has none.
+        row: in the index.
+        others: how many pictures like it stand behind it, if the search groups.
+    """
 
     score: float
     path: str
     key: str
     caption: str
     row: int
+    others: int = 0
 
 
 class Index:
@@ -49,14 +63,37 @@ class Index:
         model: encodes the queries; the one that made the embeddings.
         embeddings: float32 (N, D), unit norm.
         items: what each row is.
+        captions: float32 (M, D), unit norm, of all captions of all items, in order; None if pictures alone are
+            searched.
+
+    Attributes:
+        pictures, captions: what finds pictures and captions; captions is None if they are not searched.
+        searches: of a saved index the library it is searched with, for ``pictures`` and ``captions``, with its measured
+            recall; empty where the search is exact.
+        skipped: what could not be read when it was built.
     """
 
-    def __init__(self, model: Aligner, embeddings: NDArray[np.float32], items: Sequence[Item]) -> None:
+    def __init__(
+        self,
+        model: Aligner,
+        embeddings: NDArray[np.float32],
+        items: Sequence[Item],
+        captions: NDArray[np.float32] | None = None,
+    ) -> None:
         if len(embeddings) != len(items):
             raise ClipkitError(f"{len(embeddings)} embeddings and {len(items)} items do not belong together")
         self.model = model
         self.embeddings = embeddings
-        self.items = list(items)
+        self.items = Items.of(items)
+        self.caption_embeddings = captions
+        self.pictures: VectorSearch = ExactSearch(embeddings)
+        self.captions: Captions | None = None
+        if captions is not None:
+            owners = self.items.owners()
+            if len(owners) != len(captions):
+                raise ClipkitError(f"{len(captions)} embeddings for {len(owners)} captions do not belong together")
+            self.captions = Captions(ExactSearch(captions), owners)
+        self.searches: dict[str, dict[str, Any]] = {}
         self.skipped: list[str] = []
 
     def __len__(self) -> int:
@@ -78,7 +115,7 @@ class Index:
             if file.row is not None:
                 rows.append(file.row)
                 key = str(file.path.relative_to(root))
-                items.append(Item(str(file.path), key, "", -1, file.size, file.content, file.mtime))
+                items.append(Item(str(file.path), key, (), -1, file.size, file.content, file.mtime))
             else:
                 skipped.append(str(file.error))
             if progress is not None:
@@ -91,37 +128,31 @@ class Index:
 
     @classmethod
     def update(
-        cls, path: str | Path, model: Aligner, folder: str | Path, progress: Progress | None = None
+        cls, path: str | Path, model: Aligner, folder: str | Path, progress: Progress | None = None, **options: Any
     ) -> tuple[Index, Changes]:
-        """Make the index at ``path`` that of ``folder`` as it is now, and open it; see ``index_update``."""
+        """Make the index at ``path`` that of ``folder`` as it is now, and open it; see ``update_index``."""
         from clipkit.inference.index_update import update_index
 
-        return update_index(Path(path), model, Path(folder), progress)
+        return update_index(Path(path), model, Path(folder), progress, **options)
 
     @classmethod
     def of_shards(
-        cls, model: Aligner, shards: ShardSet, samples: Sequence[int], embeddings: NDArray[np.float32]
+        cls,
+        model: Aligner,
+        shards: ShardSet,
+        samples: Sequence[int],
+        embeddings: NDArray[np.float32],
+        captions: NDArray[np.float32] | None = None,
     ) -> Index:
-        """An index of ``samples`` of ``shards`` whose embeddings are known already."""
-        items = []
-        for i in samples:
-            shard, at = shards.locate(i)
-            offset, size = (int(n) for n in shard.spans[at, 0])
-            record, captions = shards.read_record(i)
-            caption = captions[0] if captions else ""
-            plain = {k: v for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
-            meta = json.dumps(plain, ensure_ascii=False) if plain else ""
-            file = shards.source_file(i)
-            if file is not None:
-                items.append(Item(str(file), shard.keys[at], caption, meta=meta))
-            else:
-                where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
-                items.append(Item(str(where), shard.keys[at], caption, offset, size, meta=meta))
-        return cls(model, np.ascontiguousarray(embeddings, dtype=np.float32), items)
+        """An index of ``samples`` of ``shards`` whose embeddings are known already; ``captions`` as in ``Index``."""
+        rows = np.ascontiguousarray(embeddings, dtype=np.float32)
+        return cls(model, rows, Items.of(shard_items(shards, samples)), captions)
 
     def credits(self) -> list[str]:
         """Whose the pictures are and on what terms they are shown, as the ``dataset.json`` of their shards says."""
-        folders = {Path(item.path).parent for item in self.items if item.offset >= 0}
+        in_shards = pc.greater_equal(self.items.column("offset"), 0)
+        paths = pc.unique(pc.filter(self.items.column("path"), in_shards)).to_pylist()
+        folders = {Path(path).parent for path in paths}
         found: dict[str, None] = {}
         for file in sorted({place / "dataset.json" for folder in folders for place in (folder, folder.parent)}):
             try:
@@ -132,17 +163,25 @@ class Index:
                 found[said] = None
         return list(found)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, backend: str | None = None, uri: str | None = None) -> Path:
         """Write the index to folder ``path``; a kill at any moment leaves the old one or the new one.
 
         The data go to files of new names, and the header that names them is replaced last.
 
+        Args:
+            backend: what the saved index is searched with: ``exact``, ``faiss`` or ``milvus``. By default exact, and
+                faiss from a million pictures if it is installed.
+            uri: of milvus, a server or a file; by default a file in the folder.
+
         Raises:
-            ClipkitError: the folder is something else, or the disk is full.
+            ClipkitError: the folder is something else, the disk is full, or the backend is not there.
         """
         final = Path(path)
         with exclusive(final):
-            write_index(final, self.model, self.items, lambda file: np.save(file, self.embeddings))
+            captions = self.caption_embeddings
+            save_captions = None if captions is None else lambda file: np.save(file, captions)
+            save_pictures = lambda file: np.save(file, self.embeddings)  # noqa: E731
+            write_index(final, self.model, self.items, save_pictures, save_captions, backend, uri)
         return final
 
     @classmethod
@@ -156,16 +195,18 @@ class Index:
             ClipkitError: no index there, or it was made by another model.
         """
         folder = Path(path)
-        header, embeddings, items = read_index(folder)
+        saved = read_index(folder)
         if model is None:
             from clipkit.inference.load import load
 
-            model = load(header["model"])
-        if model_fingerprint(model) != header["fingerprint"]:
-            raise ClipkitError(
-                f"{folder} was made by {header['model']}, not by {model.name} as it is now; build the index again"
-            )
-        return cls(model, embeddings, items)
+            model = load(saved.model)
+        check_model(saved, folder, model)
+        index = cls(model, saved.embeddings, saved.items, saved.captions)
+        index.searches = saved.searches
+        index.pictures = open_search(folder, saved.searches.get("pictures"), saved.embeddings)
+        if index.captions is not None and saved.captions is not None:
+            index.captions.vectors = open_search(folder, saved.searches.get("captions"), saved.captions)
+        return index
 
     def search(
         self,
@@ -174,9 +215,11 @@ class Index:
         *,
         minus: Any = (),
         where: Mapping[str, object] | None = None,
+        by: By = "picture",
         hide_similar: float | None = None,
+        group: float | None = None,
     ) -> list[Hit]:
-        """The k pictures nearest to a query, best first, exactly.
+        """The k pictures nearest to a query, best first.
 
         Args:
             query: a text, a picture (``Path``, PIL image, array), an embedding float (D,), or a list of these, whose
@@ -184,91 +227,73 @@ class Index:
             k: how many; fewer come back if there are no more.
             minus: what is taken off the query: as ``query``.
             where: only pictures for which all of these hold: a name of ``Item``'s or of its meta, and a value or a
-                pattern with ``*``.
+                pattern with ``*``, ``?`` and ``[abc]``.
+            by: what the query is compared with: the ``picture``; the ``caption``, of several the nearest; or
+                ``either``, whichever is nearer. Captions are as a rule much nearer to a text than pictures are, so
+                ``either`` finds pictures by themselves only where they have no caption.
             hide_similar: leave out pictures whose cosine similarity with a better hit is at least this.
+            group: the same, and ``Hit.others`` counts how many pictures of the index stand behind each.
 
         Raises:
-            ClipkitError: an empty text, an unreadable picture, a name that no picture has, or k below 1.
+            ClipkitError: an empty text, an unreadable picture, a name that no picture has, no captions to search, or
+                k below 1.
+        """
+        if group is not None and hide_similar is not None:
+            raise ClipkitError("hide_similar and group both say when pictures are alike; give one of them")
+        if k < 1:
+            raise ClipkitError(f"k is {k}; it must be at least 1")
+        threshold = hide_similar if group is None else group
+        vector = query_vector(self.model, query, minus)[None]
+        allowed = self.items.matching(where) if where else None
+        wanted = k
+        while True:
+            found = nearest(self.pictures, self.captions, vector, wanted, allowed, by)[0]
+            rows = found.rows.tolist()
+            shown = rows if threshold is None else leaders(self.embeddings, rows, threshold, k)
+            if len(shown) >= k or len(rows) < wanted:
+                break
+            wanted *= 4
+        shown = shown[:k]
+        others = [0] * len(shown) if group is None else count_behind(self.embeddings, shown, group, allowed)
+        place = {row: at for at, row in enumerate(rows)}
+        return [self._hit(found, place[row], n) for row, n in zip(shown, others, strict=True)]
+
+    def search_all(
+        self,
+        queries: Sequence[Any] | NDArray[np.float32],
+        k: int = 10,
+        *,
+        where: Mapping[str, object] | None = None,
+        by: By = "picture",
+    ) -> list[list[Hit]]:
+        """``search`` for many queries at once, which reads the embeddings once and not once for each.
+
+        Args:
+            queries: texts, pictures, embeddings, or lists of these; or an array of embeddings (Q, D).
         """
         if k < 1:
             raise ClipkitError(f"k is {k}; it must be at least 1")
-        vector = self._vector(query, minus)
-        scores = np.concatenate(
-            [self.embeddings[start : start + _TILE] @ vector for start in range(0, len(self), _TILE)]
-        )
-        allowed = self.matching(where) if where else np.arange(len(scores))
-        scores = scores[allowed]
-        wanted = k
-        while True:
-            best = _best(scores, wanted)
-            rows = allowed[best].tolist()
-            shown = rows if hide_similar is None else self._unlike(rows, hide_similar, k)
-            if len(shown) >= k or wanted >= len(scores):
-                places = dict(zip(rows, best.tolist(), strict=True))
-                return [self._hit(row, float(scores[places[row]])) for row in shown[:k]]
-            wanted *= 4
+        vectors = np.array([query_vector(self.model, q, ()) for q in queries], dtype=np.float32)
+        allowed = self.items.matching(where) if where else None
+        if not len(vectors):
+            return []
+        found = nearest(self.pictures, self.captions, vectors, k, allowed, by)
+        return [[self._hit(of_query, place, 0) for place in range(len(of_query.rows))] for of_query in found]
 
-    def matching(self, where: Mapping[str, object]) -> NDArray[np.int64]:
-        """int64 (n,) rows of the items for which all of ``where`` holds; see ``search``.
+    def groups(self, threshold: float = 0.95) -> NDArray[np.int64]:
+        """int64 (N,): for each picture the first row of its group of look-alikes; alone, its own.
 
-        Raises:
-            ClipkitError: a name that no item has.
+        Pictures are in a group if a chain of them joins them, each with a cosine similarity of at least ``threshold``
+        with the next. Every pair is compared: seconds for ten thousand pictures, minutes for a hundred thousand.
         """
-        own = {field.name for field in fields(Item)} - {"meta"}
-        metas = [json.loads(item.meta) if item.meta else {} for item in self.items] if set(where) - own else []
-        keep = np.ones(len(self), dtype=np.bool_)
-        for name, value in where.items():
-            found = [getattr(i, name) for i in self.items] if name in own else [meta.get(name) for meta in metas]
-            if name not in own and all(v is None for v in found):
-                names = ", ".join(sorted(own | {n for meta in metas for n in meta}))
-                raise ClipkitError(f"no picture of the index has a {name!r}; there are {names}")
-            keep &= [v is not None and (v == value or fnmatchcase(str(v), str(value))) for v in found]
-        return np.flatnonzero(keep)
+        return connected(self.embeddings, threshold)
 
     def thumbnail(self, row: int, side: int = 256) -> Image.Image:
         """A small picture of a row."""
         return thumbnail(self.items[row].read(), side)
 
-    def _hit(self, row: int, score: float) -> Hit:
+    def _hit(self, found: Found, place: int, others: int) -> Hit:
+        row, caption = int(found.rows[place]), int(found.captions[place])
         item = self.items[row]
-        return Hit(score, item.path, item.key, item.caption, row)
-
-    def _unlike(self, rows: list[int], threshold: float, k: int) -> list[int]:
-        """The first k of ``rows`` without those that are like an earlier one."""
-        shown: list[int] = []
-        for row in rows:
-            if not shown or (self.embeddings[shown] @ self.embeddings[row]).max() < threshold:
-                shown.append(row)
-                if len(shown) == k:
-                    break
-        return shown
-
-    def _vector(self, query: Any, minus: Any) -> NDArray[np.float32]:
-        plus, less = ([*x] if isinstance(x, (list, tuple)) else [x] for x in (query, minus))
-        if len(plus) == 1 and not less:
-            return self._embedding(plus[0])
-        if not plus:
-            raise ClipkitError("nothing to search for: give at least one text or picture to look for")
-        total = sum((self._embedding(term) for term in plus), np.zeros(self.model.embed_dim, dtype=np.float32))
-        total = total - sum((self._embedding(term) for term in less), np.zeros_like(total))
-        length = float(np.linalg.norm(total))
-        if length < 1e-6:
-            raise ClipkitError("nothing is left of the query: what is taken off is what was looked for")
-        return np.asarray(total / np.float32(length), dtype=np.float32)
-
-    def _embedding(self, term: Any) -> NDArray[np.float32]:
-        if isinstance(term, str):
-            return self.model.encode_text(term)
-        if isinstance(term, np.ndarray) and term.shape == (self.model.embed_dim,) and term.dtype.kind == "f":
-            return term.astype(np.float32)
-        return self.model.encode_image(term)
-
-
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """int64 (min(k, n),) places of the largest of ``scores`` (n,), best first, the first of equal ones first."""
-    if not len(scores):
-        return np.zeros(0, dtype=np.int64)
-    k = min(k, len(scores))
-    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-    top = np.flatnonzero(scores >= kth)  # with all that tie for the last place: the first rows win
-    return top[np.argsort(-scores[top], kind="stable")][:k]
+        text = item.captions[caption] if caption >= 0 else item.caption
+        return Hit(float(found.scores[place]), item.path, item.key, text, row, others)

@@ -1,4 +1,4 @@
-"""An index on the disk: a header, embeddings (.npy) and items (.parquet).
+"""An index on the disk: a header, embeddings (.npy), items (.parquet), and what a library searches with.
 
 Files are never changed: new ones are written under new names, the header that names them is replaced last, and a lock
 keeps a second writer out. So a reader, or a kill at any moment, finds the old index or the new one.
@@ -11,68 +11,53 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
+from clipkit.inference.approximate import build_search, choose, forget_search
+from clipkit.inference.items import Item, Items
 
 HEADER, LOCK = "index.json", ".lock"
+FORMAT = 2
+_ASKED = 100  # captions that the search for pictures is measured with
 _OPENINGS = 5  # times that an index is tried which another process replaces meanwhile
 
 
 @dataclass(frozen=True)
-class Item:
-    """A picture of an index.
+class Saved:
+    """An index as it was read.
 
     Attributes:
-        path: a file, or the shard that the picture is a member of.
-        key: its name in the folder or in the shard.
-        caption: the first, if it has any.
-        offset: of a shard's member the place of its bytes; -1 for a file.
-        size: of a member or of a file, in bytes; -1 if it is not known.
-        content: hash of the file, 32 hex digits; empty if it is not known.
-        mtime: time of the file's last change, in ns since 1970; -1 if it is not known.
-        meta: JSON object of what else is known (a label, a source), for filters; empty for nothing.
+        model: the name of the model that made it.
+        fingerprint: of that model, see ``model_fingerprint``.
+        embeddings: float32 (N, D), mapped.
+        items: N of them.
+        captions: float32 (M, D), mapped, of all items' captions in order; None if they are not searched.
+        backend: what it is searched with, if that was asked for; None to go by its size.
+        uri: of milvus, if that was asked for.
+        searches: for ``pictures`` and ``captions``, what a library other than clipkit searches with.
     """
 
-    path: str
-    key: str
-    caption: str
-    offset: int = -1
-    size: int = -1
-    content: str = ""
-    mtime: int = -1
-    meta: str = ""
-
-    def read(self) -> bytes:
-        """The encoded picture.
-
-        Raises:
-            ClipkitError: the file is gone.
-        """
-        try:
-            with open(self.path, "rb") as file:
-                if self.offset >= 0:
-                    file.seek(self.offset)
-                    return file.read(self.size)
-                return file.read()
-        except OSError as error:
-            raise ClipkitError(
-                f"{self.path}: cannot be read any more ({error.strerror}); build the index again"
-            ) from None
+    model: str
+    fingerprint: str
+    embeddings: NDArray[np.float32]
+    items: Items
+    captions: NDArray[np.float32] | None
+    backend: str | None
+    uri: str | None
+    searches: dict[str, dict[str, Any]]
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.float32], list[Item]]:
-    """Header, embeddings (N, D), mapped, and items of the index in ``folder``.
+def read_index(folder: Path) -> Saved:
+    """The index in ``folder``.
 
     Raises:
         ClipkitError: there is none, or a damaged one.
@@ -81,10 +66,15 @@ def read_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.float32], list[
         header: dict[str, Any] = {}
         try:
             header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']}, this version's is {FORMAT}")
             embeddings = np.load(folder / header["embeddings"], mmap_mode="r", allow_pickle=False)
-            columns = pq.read_table(folder / header["items"]).to_pydict()
-            items = [Item(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-            return {"model": header["model"], "fingerprint": header["fingerprint"]}, embeddings, items
+            captions = header["captions"] and np.load(folder / header["captions"], mmap_mode="r", allow_pickle=False)
+            items = Items.open(folder / header["items"])
+            return Saved(
+                header["model"], header["fingerprint"], embeddings, items, captions, header["backend"], header["uri"],
+                header["searches"],
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             if header and isinstance(error, FileNotFoundError) and opening < _OPENINGS - 1:
                 continue  # replaced since its header was read
@@ -94,56 +84,127 @@ def read_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.float32], list[
     raise AssertionError("the last opening returns or raises")
 
 
+def check_model(saved: Saved, folder: Path, model: Aligner) -> None:
+    """Refuse another model than the one that made the index in ``folder``."""
+    if model_fingerprint(model) != saved.fingerprint:
+        raise ClipkitError(
+            f"{folder} was made by {saved.model}, not by {model.name} as it is now; build the index again"
+        )
+
+
 @contextmanager
-def exclusive(final: Path) -> Iterator[None]:
+def exclusive(final: Path, wait: float = 0, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Nobody else writes the index at ``final`` meanwhile.
 
+    Args:
+        wait: seconds to wait for another process that writes it.
+        say: is told that it waits.
+
     Raises:
-        ClipkitError: another process does, or the folder is something else than an index.
+        ClipkitError: another process still does, or the folder is something else than an index.
     """
     if final.exists() and not (final.is_dir() and (not any(final.iterdir()) or _is_index(final))):
         raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
     try:
         final.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(final / LOCK, timeout=0):
+        with _lock(final / LOCK, wait, say):
             yield
     except filelock.Timeout:
+        waited = f" for more than {wait:.0f} s" if wait else ""
         raise ClipkitError(
-            f"{final}: another process is writing this index; wait for it, or choose another path"
+            f"{final}: another process is writing this index{waited}; wait for it, or choose another path"
         ) from None
     except OSError as error:
         raise ClipkitError(f"{final}: the index could not be written ({error.strerror or error}); free space") from None
 
 
+def _lock(path: Path, wait: float, say: Callable[[str], None] | None) -> filelock.AcquireReturnProxy:
+    lock = filelock.FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise
+        if say is not None:
+            say(f"another process is indexing these pictures; waiting for it (at most {wait / 60:.0f} minutes)")
+        return lock.acquire(timeout=wait)
+
+
+SaveRows = Callable[[IO[bytes]], None]
+
+
 def write_index(
-    final: Path, model: Aligner, items: Iterable[Item], save_embeddings: Callable[[IO[bytes]], None]
+    final: Path,
+    model: Aligner,
+    items: Iterable[Item],
+    save_embeddings: SaveRows,
+    save_captions: SaveRows | None = None,
+    backend: str | None = None,
+    uri: str | None = None,
 ) -> None:
     """Write the index to folder ``final``; a kill at any moment leaves the old one or the new one.
 
     The data go to files of new names, and the header that names them is replaced last.
 
     Args:
-        save_embeddings: writes the .npy file.
+        save_embeddings: writes the .npy file of the pictures.
+        save_captions: writes that of the items' captions; None if they are not searched.
+        backend: what it is searched with; None for what suits its size.
+        uri: of milvus.
+
+    Raises:
+        ClipkitError: no such backend, or it is not installed or does not answer.
     """
     tag = os.urandom(6).hex()
-    embeddings, table = f"embeddings-{tag}.npy", f"items-{tag}.parquet"
-    header = {"format": 1, "model": model.name, "fingerprint": model_fingerprint(model), "embeddings": embeddings,
-              "items": table}  # fmt: skip
-    rows = [asdict(item) for item in items]
+    before = _header(final).get("searches", {})
+    names = {"embeddings": f"embeddings-{tag}.npy", "items": f"items-{tag}.parquet", "captions": None}
+    table = Items.of(items)
+    name = choose(backend, len(table))
+    searches: dict[str, dict[str, Any]] = {}
     try:
-        with atomic_write(final / embeddings) as file:
+        with atomic_write(final / f"embeddings-{tag}.npy") as file:
             save_embeddings(file)
-        with atomic_write(final / table) as file:
-            pq.write_table(pa.table({f.name: [row[f.name] for row in rows] for f in fields(Item)}), file)
+        if save_captions:
+            names["captions"] = f"captions-{tag}.npy"
+            with atomic_write(final / f"captions-{tag}.npy") as file:
+                save_captions(file)
+        with atomic_write(final / f"items-{tag}.parquet") as file:
+            table.save(file)
+        if name != "exact":
+            searches = _build(name, final, tag, names["captions"], uri)
+        header = {"format": FORMAT, "model": model.name, "fingerprint": model_fingerprint(model), **names,
+                  "backend": backend, "uri": uri, "searches": searches}  # fmt: skip
         with atomic_write(final / HEADER) as file:
             file.write(json.dumps(header, indent=2).encode())
-    except OSError:
-        for name in (embeddings, table):
-            (final / name).unlink(missing_ok=True)
+    except (OSError, ClipkitError):
+        for left in final.glob(f"*-{tag}*"):
+            left.unlink()
         raise
     for old in final.iterdir():
-        if old.name not in (embeddings, table) and old.name.startswith(("embeddings-", "items-")):
+        if tag not in old.name and old.name.startswith(("embeddings-", "captions-", "items-", "faiss-")):
             old.unlink()
+    forget_search(final, before.values())
+
+
+def _build(backend: str, final: Path, tag: str, captions: str | None, uri: str | None) -> dict[str, dict[str, Any]]:
+    """What a library searches with, for the pictures and the captions just written."""
+    pictures = np.load(final / f"embeddings-{tag}.npy", mmap_mode="r", allow_pickle=False)
+    none = np.zeros((0, pictures.shape[1]), dtype=np.float32)
+    texts = np.load(final / captions, mmap_mode="r", allow_pickle=False) if captions else none
+    some = np.sort(np.random.default_rng(0).permutation(len(texts))[:_ASKED])
+    searches = {"pictures": build_search(backend, final, tag, pictures, texts[some], uri)}
+    if len(texts):
+        searches["captions"] = build_search(backend, final, f"{tag}-captions", texts, none, uri)
+    return searches
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """The header as it is, empty if there is none that can be read."""
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def _is_index(folder: Path) -> bool:
@@ -153,8 +214,9 @@ def _is_index(folder: Path) -> bool:
 
 def model_fingerprint(model: Aligner) -> str:
     """Hash of everything that decides the embeddings."""
-    parts = [model.model.image.fingerprint(), model.model.text.fingerprint(), str(model.model.picture.to_dict())]
-    for tower in (model.model.image, model.model.text):
+    towers = model.model.towers.values()
+    parts = [*(tower.fingerprint() for tower in towers), str(model.model.picture.to_dict())]
+    for tower in towers:
         for name, tensor in sorted(tower.head.state_dict().items()):
             parts.append(name + hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest())
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs import PictureSpec, decode_image, fit, normalize, reference_pixels
 from clipkit.pairs.decode import Decode, open_picture, to_rgb
+from clipkit.pairs.vision import F
 
 MAX_DOWNLOAD = 64 << 20  # bytes of a picture fetched by URL
 

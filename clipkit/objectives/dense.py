@@ -10,6 +10,8 @@ the gradient of one process with the whole batch.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,42 +19,53 @@ from torch.nn import functional as F
 from clipkit.objectives.comparison import Comparison
 from clipkit.objectives.exchange import max_over_ranks, sum_over_ranks, sum_plain, world_size
 
+Directions = Literal["rows", "both"]
 
-def infonce(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
-    """Symmetric InfoNCE: the mean of both directions' cross-entropy.
+
+def infonce(c: Comparison, dtype: torch.dtype | None = None, directions: Directions = "both") -> Tensor:
+    """InfoNCE: the mean cross-entropy of the rows, or of both directions (symmetric).
 
     van den Oord et al. 2018 (InfoNCE), Radford et al. 2021 (symmetric, CLIP). With several positives per row it is
     SupCon's L_out (Khosla et al. 2020): L_i = lse_i - (1/n_i) sum over positives of s_ip, the other positives stay
     in the denominator, rows without a positive do not count, and the sum is divided by the number of rows that do.
 
+    Other names for the rows of it: NT-Xent (SimCLR, Chen et al. 2020) and SupCon, both views stacked and
+    ``itself=True``, with pictures or labels as ids; MoCo's (He et al. 2020), over a ``queue``; the logQ-corrected
+    sampled softmax (Yi et al. 2019), with a ``key_shift``.
+
     Args:
         c: the comparison.
         dtype: of everything after the inner products; by default theirs.
+        directions: "rows", every query among the keys, or "both", every key among the queries too.
 
     Returns:
         () float, nonnegative.
     """
-    scores_QK, positive_QK = c.scores(dtype), c.positives()
-    top_Q = scores_QK.detach().amax(1) if scores_QK.shape[1] else scores_QK.new_zeros(len(scores_QK))
-    sums_Q = _sums(scores_QK, positive_QK, top_Q[:, None], 1)
+    scores_QM, positive_QM, negative_QM = c.scores(dtype), c.positives(), c.negatives()
+    counting_QM = scores_QM.detach().masked_fill(~(positive_QM | negative_QM), -torch.inf)
+    top_Q = _finite(torch.cat([counting_QM, counting_QM.new_full((len(counting_QM), 1), -torch.inf)], 1).amax(1))
+    sums_Q = _sums(scores_QM, positive_QM, negative_QM, top_Q[:, None], 1)
     rows_Q, _ = cross_entropies(top_Q, *sums_Q)
+    row_loss = rows_Q.sum() / sum_plain((sums_Q[-1] > 0).sum().to(scores_QM.dtype)).clamp(min=1)
+    if directions == "rows":
+        return global_mean(row_loss)
 
-    # A column is split over the ranks: its maximum and its sums are put together.
-    none = scores_QK.new_full((1, scores_QK.shape[1]), -torch.inf)
-    top_K = max_over_ranks(torch.cat([scores_QK.detach(), none]).amax(0))
-    sums_K = sum_over_ranks(torch.stack(_sums(scores_QK, positive_QK, top_K, 0)))
+    # A column is split over the ranks: its maximum and its sums are put together. The queue's are nobody's to learn.
+    n = len(c.spread.key_ids)
+    none = scores_QM.new_full((1, n), -torch.inf)
+    top_K = _finite(max_over_ranks(torch.cat([counting_QM[:, :n], none]).amax(0)))
+    sums_K = torch.stack(_sums(scores_QM[:, :n], positive_QM[:, :n], negative_QM[:, :n], top_K, 0))
+    sums_K = sum_over_ranks(sums_K)
     columns_K, _ = cross_entropies(top_K, *sums_K)
-
-    n_rows = sum_plain((sums_Q[-1] > 0).sum().to(scores_QK.dtype)).clamp(min=1)
-    n_columns = (sums_K[-1] > 0).sum().clamp(min=1)
-    return global_mean(0.5 * (rows_Q.sum() / n_rows + columns_K[c.own_keys].sum() / n_columns))
+    column_loss = columns_K[c.own_keys].sum() / (sums_K[-1] > 0).sum().clamp(min=1)
+    return global_mean(0.5 * (row_loss + column_loss))
 
 
 def sigmoid(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): every cell is a yes-or-no question.
 
-    The sum over all cells of -log sigmoid(z s), z = 1 for a positive and -1 for the rest, divided by the number of
-    queries in the global batch.
+    The sum over all counting cells of -log sigmoid(z s), z = 1 for a positive and -1 for the rest, divided by the
+    number of queries in the global batch.
 
     Args:
         c, dtype: as of ``infonce``.
@@ -60,9 +73,10 @@ def sigmoid(c: Comparison, dtype: torch.dtype | None = None) -> Tensor:
     Returns:
         () float, nonnegative.
     """
-    scores_QK = c.scores(dtype)
-    signs_QK = c.positives().to(scores_QK.dtype) * 2 - 1
-    return global_mean(F.softplus(-signs_QK * scores_QK, threshold=50).sum() / sum(c.spread.query_counts))
+    scores_QM = c.scores(dtype)
+    signs_QM = c.positives().to(scores_QM.dtype) * 2 - 1
+    losses_QM = F.softplus(-signs_QM * scores_QM, threshold=50) * c.counts()
+    return global_mean(losses_QM.sum() / sum(c.spread.query_counts))
 
 
 def cross_entropies(
@@ -89,10 +103,18 @@ def cross_entropies(
     return torch.where(n > 0, loss, torch.zeros_like(loss)), (n > 0) & ~(won & (n == 1))
 
 
-def _sums(scores: Tensor, positive: Tensor, shift: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sums(
+    scores: Tensor, positive: Tensor, negative: Tensor, shift: Tensor, dim: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A, R, S and n of ``cross_entropies``, summed over ``dim``."""
-    exp, yes = (scores - shift).exp(), positive.to(scores.dtype)
+    exp = (scores - shift).masked_fill(~(positive | negative), -torch.inf).exp()
+    yes = positive.to(scores.dtype)
     return (exp * yes).sum(dim), (exp * (1 - yes)).sum(dim), (scores * yes).sum(dim), yes.sum(dim)
+
+
+def _finite(top: Tensor) -> Tensor:
+    """0 where no cell counts and there is no maximum."""
+    return top.masked_fill(top == -torch.inf, 0)
 
 
 def global_mean(share: Tensor) -> Tensor:
@@ -101,3 +123,9 @@ def global_mean(share: Tensor) -> Tensor:
         return share
     gradient = share * world_size()
     return sum_plain(share.detach()) + (gradient - gradient.detach())  # the same bits on every rank
+
+
+def idle(c: Comparison) -> Tensor:
+    """() 0 in the graph of what a loss does not use, so that DDP does not wait for a gradient."""
+    unused = 0 * c.log_scale.sum()
+    return unused if c.bias is None else unused + 0 * c.bias.sum()

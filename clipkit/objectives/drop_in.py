@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from clipkit.errors import ClipkitError
 from clipkit.objectives.comparison import Comparison
 from clipkit.objectives.exchange import rank, row_counts, world_size
+from clipkit.objectives.tile import wide
 from clipkit.objectives.tiled import infonce, sigmoid
-from clipkit.objectives.walk import wide
 
 
 class ClipLoss(nn.Module):

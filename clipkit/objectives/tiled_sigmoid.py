@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from clipkit.objectives.comparison import widened
 from clipkit.objectives.exchange import sum_plain, world_size
-from clipkit.objectives.walk import SMALL, Walk, exact_scores, refuse_create_graph, wide
+from clipkit.objectives.tile import wide
+from clipkit.objectives.walk import SMALL, Walk, exact_scores, refuse_create_graph
 
 
 class TiledSigmoid(torch.autograd.Function):
@@ -32,12 +33,12 @@ class TiledSigmoid(torch.autograd.Function):
             grad_queries = torch.zeros_like(wide_queries) if need_queries else None
             products_buffer = walk.buffer(wide_queries)
             # Where wrong cells cancel, the bias's gradient is what float32 loses of each: a small table affords more.
-            small = len(queries) * len(walk.spread.key_ids) < SMALL
+            small = len(queries) * walk.n_keys < SMALL
             buffer, spare = (walk.buffer(wide_queries, loss.dtype if small else None) for _ in range(2))
             # Nothing has to be known of other cells, so the gradient of a tile is made when its scores are.
             for tile in walk.tiles(wide_queries, blocks, grad_queries, need_keys):
                 products = tile.products(products_buffer)
-                scores = torch.mul(products, scale.to(buffer.dtype), out=tile.room(buffer))
+                scores = tile.clear(tile.scores(products, scale, buffer), -torch.inf)
                 if bias is not None:
                     scores += bias.to(scores.dtype)
                 if tile.positives is not None:
@@ -49,7 +50,8 @@ class TiledSigmoid(torch.autograd.Function):
                     grad_bias += grad.sum()
                     grad_scale += torch.mul(products, grad, out=tile.room(spare)).sum(1).sum(dtype=loss.dtype)
                 if tile.positives is not None:
-                    positive_score = positive * scale if bias is None else positive * scale + bias
+                    positive_score = tile.positive_scores(positive, scale)
+                    positive_score = positive_score if bias is None else positive_score + bias
                     loss += F.softplus(-positive_score, threshold=50).sum()
                     pull = -torch.sigmoid(-positive_score)
                     grad_bias += pull.sum()

@@ -7,92 +7,22 @@ gradients. Memory is O(Q D + K D + tile), never O(Q K).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
+from clipkit.objectives.cells import Places, cut, equal, guarded, matches, with_selves, without_selves
 from clipkit.objectives.comparison import Comparison
 from clipkit.objectives.exchange import Gathered, Ring
+from clipkit.objectives.tile import Tile, Tiling
 
 SMALL = 1 << 16  # cells of a table for which float64 costs next to nothing
 
-
-@dataclass(frozen=True)
-class Tiling:
-    """How the table is cut.
-
-    Attributes:
-        rows, columns: of a tile.
-        keep_bytes: inner products of the forward pass that are kept for the backward pass, up to so many bytes; the
-            others are computed again.
-    """
-
-    rows: int = 1024
-    columns: int = 1024
-    keep_bytes: int = 256 << 20
-
-    @classmethod
-    def of(cls, device: torch.device, table_bytes: int) -> Tiling:
-        """Tiles that a CPU's caches hold, or that keep an accelerator busy. The table is kept if all of it fits: a
-        part would cost as much memory and save next to nothing."""
-        tiling = cls() if device.type == "cpu" else cls(4096, 8192, 1 << 30)
-        return tiling if table_bytes <= tiling.keep_bytes else replace(tiling, keep_bytes=0)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A piece of the table.
-
-    Attributes:
-        rows: of this rank's queries.
-        columns: of everybody's keys.
-        queries, keys: (r, D) and (c, D).
-        positives: row and column within the tile of each positive cell, (n,) int64 each; None where there is none.
-        grad_queries, grad_keys: (r, D) and (c, D) places where gradients are added up, or None.
-    """
-
-    rows: slice
-    columns: slice
-    queries: Tensor
-    keys: Tensor
-    positives: tuple[Tensor, Tensor] | None
-    grad_queries: Tensor | None
-    grad_keys: Tensor | None
-
-    def products(self, out: Tensor | None = None) -> Tensor:
-        """(r, c) inner products of queries and keys, into the first cells of ``out`` if it is given."""
-        room = None if out is None else self.room(out)
-        return torch.mm(self.queries, self.keys.T, out=room)
-
-    def room(self, buffer: Tensor) -> Tensor:
-        """The first cells of a flat ``buffer`` as (r, c)."""
-        shape = len(self.queries), len(self.keys)
-        return buffer[: shape[0] * shape[1]].view(shape)
-
-    def table_positives(self) -> tuple[Tensor, Tensor]:
-        """Row among this rank's queries and column among everybody's keys of each positive cell."""
-        assert self.positives is not None
-        return self.positives[0] + self.rows.start, self.positives[1] + self.columns.start
-
-    def positive_products(self, products: Tensor) -> Tensor:
-        """(n,) inner products of the positives in ``wide``, given those of all cells, (r, c).
-
-        Not computed anew in float64: where all vectors are alike, float32 products share their rounding errors, and
-        these cancel between positives and negatives.
-        """
-        assert self.positives is not None
-        return products[self.positives].to(wide(products.device))
-
-    def add_gradients(self, grad: Tensor) -> None:
-        """Gradients (r, c) of the inner products to the gradients of both sides."""
-        if self.grad_queries is not None:
-            self.grad_queries.addmm_(grad, self.keys)
-        if self.grad_keys is not None:
-            self.grad_keys.addmm_(grad.T, self.queries)
+_Cells = TypeVar("_Cells", bound="Places | Tensor | None")
 
 
 class Walk:
@@ -105,12 +35,31 @@ class Walk:
 
     def __init__(self, comparison: Comparison, tiling: Tiling | None = None) -> None:
         self.spread = comparison.spread
-        table_bytes = 4 * len(comparison.queries) * len(self.spread.key_ids)
-        self.tiling = tiling or Tiling.of(comparison.queries.device, table_bytes)
+        self.queue = None if comparison.queue is None else comparison.queue.detach()
+        self.n_queries = len(self.spread.query_ids)
+        self.n_keys = len(self.spread.key_ids) + (0 if self.queue is None else len(self.queue))  # of a row
+        self.tiling = tiling or Tiling.of(comparison.queries.device, 4 * len(comparison.queries) * self.n_keys)
         self.exchange = comparison.exchange
         self.query_ids = comparison.query_ids
+        self.query_groups = comparison.query_groups
         self.own_keys = comparison.own_keys
-        self._positives: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}
+        self.itself = comparison.itself
+        self._positives: dict[tuple[int, int], Places | None] = {}
+        self._excluded: dict[tuple[int, int], Places | Tensor | None] = {}
+
+    @property
+    def excludes(self) -> bool:
+        """Whether there may be cells that do not count."""
+        return self.itself or self.query_groups is not None
+
+    def positive_counts(self) -> tuple[Tensor, Tensor]:
+        """How many positives each of this rank's rows (q,) and each of everybody's columns (K,) has, int64."""
+        spread = self.spread
+        rows, columns = matches(self.query_ids, spread.key_ids), matches(spread.key_ids, spread.query_ids)
+        if self.itself:
+            rows -= (self.query_ids == spread.key_ids[self.own_keys]).to(rows.dtype)
+            columns -= (spread.query_ids == spread.key_ids).to(columns.dtype)
+        return rows, columns
 
     def keys(self, keys: Tensor, everyone: Tensor | None = None) -> Gathered | Ring:
         """The blocks of keys (k, D) that the queries are compared with."""
@@ -124,6 +73,8 @@ class Walk:
         columns = min(self.tiling.columns, max(self.spread.key_counts, default=0))
         if self.exchange == "gather":
             columns = min(self.tiling.columns, len(self.spread.key_ids))
+        if self.queue is not None:
+            columns = max(columns, min(self.tiling.columns, len(self.queue)))
         return like.new_empty(rows * columns, dtype=dtype)
 
     def tiles(
@@ -141,58 +92,79 @@ class Walk:
             grad_queries: (q, D) where the queries' gradients are added up, or None.
             grad_keys: whether the keys' gradients are wanted; ``keys.grad()`` has them at the end.
         """
-        rows_of = list(_cut(self.query_ids, self.tiling.rows))
+        rows_of = list(cut(self.query_ids, self.tiling.rows))
+        shift = self.spread.key_shift
         for first, block, block_grad in keys.blocks(grad_keys):
-            columns_of = list(_cut(self.spread.key_ids[first : first + len(block)], self.tiling.columns))
+            columns_of = list(cut(self.spread.key_ids[first : first + len(block)], self.tiling.columns))
             for rows, query_ids, query_range in rows_of:
                 for columns, key_ids, key_range in columns_of:
+                    whole = slice(first + columns.start, first + columns.stop)
                     disjoint = query_range[1] < key_range[0] or key_range[1] < query_range[0]
-                    place = rows.start, first + columns.start
-                    if place in self._positives:
-                        positives = self._positives[place]
-                    else:
-                        positives = None if disjoint else _positives(query_ids, key_ids)
-                        # Few are remembered for the next pass; with labels they may be as many as the cells.
-                        if positives is None or len(positives[0]) <= len(query_ids) + len(key_ids):
-                            self._positives[place] = positives
                     yield Tile(
                         rows,
-                        slice(first + columns.start, first + columns.stop),
+                        whole,
                         queries[rows],
                         block[columns],
-                        positives,
+                        None if disjoint else self._positives_of(rows, whole, query_ids, key_ids),
                         None if grad_queries is None else grad_queries[rows],
                         None if block_grad is None else block_grad[columns],
+                        self._excluded_of(rows, whole, query_ids, key_ids) if self.excludes else None,
+                        None if shift is None else shift[whole].to(block.dtype),
                     )
+        yield from self._queue_tiles(queries, grad_queries)
+
+    def _queue_tiles(self, queries: Tensor, grad_queries: Tensor | None) -> Iterator[Tile]:
+        if self.queue is None:
+            return
+        first = len(self.spread.key_ids)
+        for start in range(0, len(self.queue), self.tiling.columns):
+            keys = self.queue[start : start + self.tiling.columns].to(queries.dtype)
+            columns = slice(first + start, first + start + len(keys))
+            for i in range(0, len(queries), self.tiling.rows):
+                rows = slice(i, min(i + self.tiling.rows, len(queries)))
+                grad = None if grad_queries is None else grad_queries[rows]
+                yield Tile(rows, columns, queries[rows], keys, None, grad, None, queued=True)
+
+    def places(self, rows: slice) -> tuple[Places | None, Places | Tensor | None]:
+        """The positives of some rows and their cells that do not count, among all K columns."""
+        ids, key_ids, columns = self.query_ids[rows], self.spread.key_ids, slice(0, len(self.spread.key_ids))
+        return self._positives_of(rows, columns, ids, key_ids), self._excluded_of(rows, columns, ids, key_ids)
+
+    def _positives_of(self, rows: slice, columns: slice, query_ids: Tensor, key_ids: Tensor) -> Places | None:
+        def find() -> Places | None:
+            places = equal(query_ids, key_ids)
+            return without_selves(places, self._diagonal(rows, columns)) if self.itself else places
+
+        return _remembered(self._positives, rows, columns, find)
+
+    def _excluded_of(self, rows: slice, columns: slice, query_ids: Tensor, key_ids: Tensor) -> Places | Tensor | None:
+        def find() -> Places | Tensor | None:
+            cells: Places | Tensor | None = None
+            if self.query_groups is not None and self.spread.key_groups is not None:
+                cells = guarded(query_ids, key_ids, self.query_groups[rows], self.spread.key_groups[columns])
+            if not self.itself:
+                return cells
+            return with_selves(cells, self._diagonal(rows, columns), (len(query_ids), len(key_ids)), query_ids)
+
+        return _remembered(self._excluded, rows, columns, find)
+
+    def _diagonal(self, rows: slice, columns: slice) -> int:
+        """Column less row, within a tile, of what is compared with itself."""
+        return rows.start + self.own_keys.start - columns.start
 
 
-def _cut(ids: Tensor, size: int) -> Iterator[tuple[slice, Tensor, tuple[int, int]]]:
-    """Slices of at most ``size``, their ids, and the smallest and largest of these."""
-    pieces = ids.split(size) if len(ids) else ()
-    ranges = torch.stack([torch.stack(piece.aminmax()) for piece in pieces]).tolist() if pieces else []
-    for i, (piece, (low, high)) in enumerate(zip(pieces, ranges, strict=True)):
-        yield slice(i * size, i * size + len(piece)), piece, (low, high)
-
-
-def _positives(query_ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Row and column of every pair of equal ids, without a (r, c) table of comparisons."""
-    ordered, order = key_ids.sort()
-    first = torch.searchsorted(ordered, query_ids.contiguous())
-    n = torch.searchsorted(ordered, query_ids.contiguous(), right=True) - first
-    row = torch.repeat_interleave(n)
-    place = torch.arange(len(row), device=row.device) - (n.cumsum(0) - n)[row]  # among the row's own positives
-    return (row, order[first[row] + place]) if len(row) else None
-
-
-def matches(ids: Tensor, others: Tensor) -> Tensor:
-    """(n,) int64: for each of ``ids`` (n,) how many of ``others`` (m,) are equal to it."""
-    ordered, ids = others.sort().values, ids.contiguous()
-    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """The dtype of sums over many tiles: float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def _remembered(
+    memory: dict[tuple[int, int], _Cells], rows: slice, columns: slice, find: Callable[[], _Cells]
+) -> _Cells:
+    """What ``find`` finds, kept for the next pass while it is little; with labels it may be as much as the table."""
+    place = rows.start, columns.start
+    if place in memory:
+        return memory[place]
+    found = find()
+    few = rows.stop - rows.start + columns.stop - columns.start
+    if found is None or (isinstance(found, tuple) and len(found[0]) <= few):
+        memory[place] = found
+    return found
 
 
 def refuse_create_graph() -> None:

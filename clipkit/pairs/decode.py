@@ -21,10 +21,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.vision import F
 
 MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
 
@@ -165,7 +164,7 @@ def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float,
 def shrink(image: Tensor, spec: PictureSpec, seed: int) -> Tensor:
     """The evaluation view as a tiny picture shows it: scaled down to 32-63 pixels, and up again."""
     side = 32 + seed % 32
-    mode = InterpolationMode.BICUBIC
+    mode = F.InterpolationMode.BICUBIC
     small = F.resize(fit(image, spec), [side, side], interpolation=mode, antialias=True)
     return F.resize(small, [spec.size, spec.size], interpolation=mode, antialias=True)
 
@@ -214,7 +213,7 @@ def _resize(image: Tensor, height: int, width: int, spec: PictureSpec) -> Tensor
         # What torchvision's resize comes to for bytes, without its detours: a third of the time for a crop.
         dense = image[None].contiguous(memory_format=torch.channels_last)
         return interpolate(dense, size=[height, width], mode="bicubic", antialias=True, align_corners=False)[0]
-    return F.resize(image, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return F.resize(image, [height, width], interpolation=F.InterpolationMode.BILINEAR, antialias=True)
 
 
 def _pad(image: Tensor, size: int, fill: int) -> Tensor:

@@ -7,8 +7,9 @@ A rank takes its piece of the batch, a worker makes whole pieces. Views, caption
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.guard import WIDTH, caption_groups, picture_groups
 from clipkit.pairs.mixture import STRETCH, Mixture, shares
 from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
 from clipkit.pairs.pipes import PipeBatches, PipeSet
@@ -43,28 +45,38 @@ class PairBatch:
     """One rank's part of a step.
 
     Attributes:
-        images: uint8 (b, 3, H, W) pictures, or float (b, F) cached encodings.
-        texts: int64 (t, L) tokens, or float (t, F) cached encodings; t = b unless a picture brings several captions.
-        image_ids: int64 (b,) sample of each picture.
-        text_ids: int64 (t,) sample of each caption; equal ids are positives.
+        images: uint8 (b, 3, H, W) pictures, or (b, v, 3, H, W) v views of each, or float (b, F) cached encodings;
+            None where only texts are read.
+        texts: int64 (t, L) tokens, or float (t, F) cached encodings; t = b unless a sample brings several captions.
+            None where only pictures are read.
+        image_ids: int64 (b,) each sample.
+        text_ids: int64 (t,) sample of each caption; equal ids are positives. A negative id is that of a hard negative,
+            which belongs to no sample.
         bad: samples that were replaced.
         items: (epoch, sample) that the batch was asked for; where ``image_ids`` has another, it is a substitute.
         truncated: (epoch, sample) of each caption that is longer than the text tower's context.
+        labels: int64 (b,) of each sample, if they were asked for; see ``label_id``.
+        image_groups, text_groups: int64 (b, G) and (t, G), if there is a false-negative guard: samples that share a
+            group are no negatives of each other; see ``clipkit.pairs.guard``.
+        text_shift: float (t,) added to the scores of each text (the logQ correction), or None.
     """
 
-    images: Tensor
-    texts: Tensor
+    images: Tensor | None
+    texts: Tensor | None
     image_ids: Tensor
     text_ids: Tensor
     bad: tuple[Bad, ...] = ()
     items: tuple[tuple[int, int], ...] = ()
     truncated: tuple[tuple[int, int], ...] = ()
+    labels: Tensor | None = None
+    image_groups: Tensor | None = None
+    text_groups: Tensor | None = None
+    text_shift: Tensor | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """The batch on ``device``."""
-        moved = {
-            n: getattr(self, n).to(device, non_blocking=True) for n in ("images", "texts", "image_ids", "text_ids")
-        }
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {n: t.to(device, non_blocking=True) for n, t in tensors.items()}
         return replace(self, **moved)
 
 
@@ -73,9 +85,11 @@ class _LeftOut(Exception):
 
 
 ReadPicture = Callable[[ShardSet, int, int], Tensor]
-"""(shards, sample, seed) -> one picture's tensor; raises ClipkitError for a bad one."""
+"""(shards, sample, seed) -> one picture's tensor, or those of its views (v, ...); raises ClipkitError for a bad one."""
 ReadTexts = Callable[[list[tuple[int, int, str]]], Tensor]
 """[(sample, caption's place, caption)] -> texts of a batch (t, ...)."""
+Negatives = Callable[[ShardSet, int, int, tuple[str, ...]], list[str]]
+"""(shards, sample, seed, its captions in the batch) -> captions that are wrong for it."""
 TooLong = Callable[[Tensor, list[str]], list[bool]]
 """(texts of a batch, their captions) -> whether each was cut off."""
 
@@ -86,21 +100,30 @@ class PairReader:
 
     Args:
         shards: the samples.
-        picture: reads one picture.
-        texts: turns a batch's captions into a tensor.
+        picture: reads one picture, or its views; None reads none.
+        texts: turns a batch's captions into a tensor; None reads none, and samples need no caption.
         seed: the run's seed.
-        captions: ``one`` drawn per (seed, epoch, sample), or ``all``.
+        captions: ``one`` drawn per (seed, epoch, sample), ``two`` of them (the same one twice where there is but one),
+            or ``all``.
         substitute: put another sample in a bad one's place (training), or leave it out (evaluation).
         too_long: tells which captions of a batch the text tower cannot take whole; None does not ask.
+        negatives: gives a sample's hard negatives; None gives none.
+        labels: read the samples' labels as well.
+        guard: give samples that may belong together the same groups.
+        finish: what is done to each batch at last, or None.
     """
 
     shards: ShardSet
-    picture: ReadPicture
-    texts: ReadTexts
+    picture: ReadPicture | None
+    texts: ReadTexts | None
     seed: int
     captions: str = "one"
     substitute: bool = True
     too_long: TooLong | None = None
+    negatives: Negatives | None = None
+    labels: bool = False
+    guard: bool = False
+    finish: Callable[[PairBatch], PairBatch] | None = None
 
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
@@ -108,6 +131,9 @@ class PairReader:
         images: list[Tensor] = []
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
+        text_ids: list[int] = []
+        image_groups: list[list[int]] = []
+        text_groups: list[list[int]] = []
         delivered: list[tuple[int, int]] = []
         epoch_of: dict[int, int] = {}
         bad: list[Bad] = []
@@ -116,30 +142,56 @@ class PairReader:
                 used, image, captions = self._read(epoch, sample, bad)
             except _LeftOut:
                 continue
-            images.append(image)
+            if image is not None:
+                images.append(image)
             ids.append(used)
             delivered.append((epoch, sample))
             epoch_of[used] = epoch
-            if self.captions == "one":
-                pick = sample_seed(self.seed, epoch, used, CAPTION) % len(captions)
-                chosen.append((used, pick, captions[pick]))
-            else:
-                chosen.extend((used, place, caption) for place, caption in enumerate(captions))
-        image_ids = torch.tensor(ids, dtype=torch.int64)
-        text_ids = torch.tensor([sample for sample, _, _ in chosen], dtype=torch.int64)
-        stacked = torch.stack(images) if images else torch.zeros(0)
-        texts = self.texts(chosen)
-        cut = self.too_long(texts, [caption for _, _, caption in chosen]) if self.too_long and chosen else []
+            seed = sample_seed(self.seed, epoch, used, CAPTION)
+            picked = [(used, place, captions[place]) for place in _places(self.captions, len(captions), seed)]
+            chosen += picked
+            text_ids += [used] * len(picked)
+            if self.negatives is not None:
+                wrong = self.negatives(self.shards, used, seed, tuple(caption for _, _, caption in picked))
+                chosen += [(used, -1, caption) for caption in wrong]
+                text_ids += [-1 - used] * len(wrong)
+            if self.guard:
+                image_groups.append(picture_groups(self.shards, used, [caption for _, _, caption in picked]))
+                new = chosen[len(text_groups) :]
+                text_groups += [caption_groups(self.shards, used, c, is_negative=place < 0) for _, place, c in new]
+        stacked = None if self.picture is None else torch.stack(images) if images else torch.zeros(0)
+        texts = None if self.texts is None else self.texts(chosen)
+        cut: list[bool] = []
+        if texts is not None and self.too_long and chosen:
+            cut = self.too_long(texts, [caption for _, _, caption in chosen])
         truncated = tuple((epoch_of[c[0]], c[0]) for c, was_cut in zip(chosen, cut, strict=False) if was_cut)
-        return PairBatch(stacked, texts, image_ids, text_ids, tuple(bad), tuple(delivered), truncated)
+        image_ids = torch.tensor(ids, dtype=torch.int64)
+        labels = torch.tensor([self._label(i) for i in ids], dtype=torch.int64) if self.labels else None
+        batch = PairBatch(
+            stacked,
+            texts,
+            image_ids,
+            torch.tensor(text_ids, dtype=torch.int64),
+            tuple(bad),
+            tuple(delivered),
+            truncated,
+            labels,
+            torch.tensor(image_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
+            torch.tensor(text_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
+        )
+        return batch if self.finish is None else self.finish(batch)
 
-    def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor, tuple[str, ...]]:
+    def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor | None, tuple[str, ...]]:
         tried = sample
         for attempt in range(_TRIES):
             try:
-                captions = self.shards.read_captions(tried)
-                if not captions:
-                    raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
+                captions: tuple[str, ...] = ()
+                if self.texts is not None:
+                    captions = self.shards.read_captions(tried)
+                    if not captions:
+                        raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
+                if self.picture is None:
+                    return tried, None, captions
                 return tried, self.picture(self.shards, tried, sample_seed(self.seed, epoch, tried, VIEW)), captions
             except UnreachableError:
                 raise  # no fault of the sample: to go on without it would be a loss that nobody sees
@@ -152,6 +204,28 @@ class PairReader:
         raise ClipkitError(
             f"{bad[-1].reason}; {_TRIES} samples in a row were bad: check the data before training on it"
         )
+
+    def _label(self, sample: int) -> int:
+        label = self.shards.read_record(sample)[0].get("label")
+        return -1 - sample if label is None else label_id(label)
+
+
+def label_id(label: object) -> int:
+    """A label as a number of 63 bits, the same in every run and process: the start of its name's BLAKE2b digest."""
+    digest = hashlib.blake2b(str(label).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _places(which: str, n: int, seed: int) -> list[int]:
+    """Places among a sample's ``n`` captions of those that its batch gets."""
+    if which == "all":
+        return list(range(n))
+    if n == 0:
+        return []
+    first = seed % n
+    if which == "one":
+        return [first]
+    return [first, (first + 1 + mix_int(seed, CAPTION) % (n - 1)) % n] if n > 1 else [0, 0]
 
 
 class _Steps(Sequence[list[tuple[int, int]]]):

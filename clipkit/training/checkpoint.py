@@ -221,9 +221,8 @@ def _rename_into_place(temporary: Path, final: Path) -> None:
 
 
 def _locked_buffers(model: DualEncoder) -> set[str]:
-    towers = {"image": model.image, "text": model.text}
     state = model.state_dict()
-    return {k for name, tower in towers.items() if tower.locked for k in state if k.startswith(f"{name}.trunk.")}
+    return {k for name, tower in model.towers.items() if tower.locked for k in state if k.startswith(f"{name}.trunk.")}
 
 
 def _link_frozen(run: Path, tensors: dict[str, Tensor], path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from clipkit.config import Config
+from clipkit.config import Config, Family
 from clipkit.encoders import DualEncoder, Tokenizer
 from clipkit.errors import ClipkitError
 from clipkit.pairs import (
@@ -16,14 +17,18 @@ from clipkit.pairs import (
     PictureSpec,
     PipeSet,
     ReadPicture,
-    ReadTexts,
     ShardSet,
-    TooLong,
     decode_image,
     fit,
     shrink,
 )
+from clipkit.pairs.interactions import Corrected, InteractionSet, ReadItems, read_user
+from clipkit.pairs.negatives import swapped, written
+from clipkit.pairs.stream import Negatives
+from clipkit.pairs.views import draw_views
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
+
+_NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped}
 
 
 @dataclass(frozen=True)
@@ -45,49 +50,81 @@ def make_readers(
 ) -> Readers:
     """Readers for ``model``; whatever a locked tower would encode again and again is encoded here, once."""
     splits = {"train": train, **held_out}
-    if isinstance(train, PipeSet) and (model.text.locked or (model.image.locked and config.data.augment != "crop")):
+    image, text = (model.towers.get(name) for name in ("image", "text"))
+    augment = config.data.augment
+    cached_images = image is not None and image.locked and augment != "crop" and not _several_views(config)
+    cached_texts = text is not None and text.locked
+    if isinstance(train, PipeSet) and (cached_texts or cached_images):
         raise ClipkitError(
             f"{train.name}: what a pipe holds is not known beforehand, so the encodings of a locked tower cannot be "
             f"cached; make shards of it, or lock no tower"
         )
-    augment = config.data.augment
-    cached_images = model.image.locked and augment != "crop"
-    plain = partial(read_view, spec=model.picture)
-    pictures: dict[str, ReadPicture] = {
-        name: lock_images(model, shards, progress) if cached_images else plain for name, shards in splits.items()
-    }
-    if augment == "crop":
-        pictures["train"] = partial(read_augmented, spec=model.picture, augment=_augment(config))
-    elif augment == "small":
-        tiny = (
-            lock_images(model, train, progress, small=True)
-            if cached_images
-            else partial(read_small, spec=model.picture)
-        )
-        pictures["train"] = EitherView(pictures["train"], tiny)
-    texts: ReadTexts = partial(read_tokens, tokenizer=model.tokenizer)
-    too_long: TooLong = model.tokenizer.too_long
-    if model.text.locked:
-        texts = locked = lock_texts(model, [c for shards in splits.values() for c in all_captions(shards)], progress)
-        too_long = locked.too_long
-    readers = {
-        name: PairReader(shards, pictures[name], texts, config.run.seed, "all", substitute=False)
-        for name, shards in splits.items()
-    }
-    training = replace(
-        readers.pop("train"),
-        captions=config.data.captions,
-        substitute=True,
-        too_long=too_long,
+    training = training_reader(model, train, config)
+    readers = {name: plain_reader(model, shards, config) for name, shards in held_out.items()}
+    if cached_images:
+        locked: dict[str, ReadPicture] = {n: lock_images(model, s, progress) for n, s in splits.items()}
+        readers = {name: replace(reader, picture=locked[name]) for name, reader in readers.items()}
+        small = lock_images(model, train, progress, small=True) if augment == "small" else None
+        training = replace(training, picture=EitherView(locked["train"], small) if small else locked["train"])
+    if cached_texts:
+        captions = [c for shards in splits.values() for c in all_captions(shards, training.negatives)]
+        texts = lock_texts(model, captions, progress)
+        readers = {name: replace(reader, texts=texts) for name, reader in readers.items()}
+        training = replace(training, texts=texts, too_long=texts.too_long)
+    return Readers(training, readers, (cached_images or image is None) and (cached_texts or text is None))
+
+
+def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:
+    """The reader of a training step, without any cache.
+
+    Raises:
+        ClipkitError: what is compared does not fit the model.
+    """
+    data = config.data
+    if isinstance(shards, InteractionSet):
+        items, corrected = ReadItems(shards), Corrected(shards)
+        return PairReader(shards, read_user, items, config.run.seed, finish=corrected)
+    with_pictures = data.compare != "sentences"
+    with_texts = data.compare not in ("views", "labels")
+    model.tower("image" if with_pictures else "text")
+    return PairReader(
+        shards,
+        _training_view(model, config) if with_pictures else None,
+        partial(read_tokens, tokenizer=model.tokenizer) if with_texts else None,
+        config.run.seed,
+        "two" if data.compare == "sentences" else data.captions,
+        too_long=model.tokenizer.too_long if with_texts else None,
+        negatives=_NEGATIVES[data.negatives] if with_texts else None,
+        labels=data.compare == "labels",
+        guard=data.guard and with_texts,
     )
-    return Readers(training, readers, cached_images and model.text.locked)
 
 
 def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:
-    """An evaluation reader (all captions, no substitutes) without any cache."""
-    picture = partial(read_view, spec=model.picture)
-    texts = partial(read_tokens, tokenizer=model.tokenizer)
+    """An evaluation reader (one plain view, all captions, no substitutes) without any cache."""
+    if isinstance(shards, InteractionSet):
+        return PairReader(shards, read_user, ReadItems(shards), config.run.seed, substitute=False)
+    picture = partial(read_view, spec=model.picture) if model.image is not None else None
+    texts = partial(read_tokens, tokenizer=model.tokenizer) if model.text is not None else None
     return PairReader(shards, picture, texts, config.run.seed, "all", substitute=False)
+
+
+def _several_views(config: Config) -> bool:
+    return config.data.compare in ("views", "labels", "pairs+views")
+
+
+def _training_view(model: DualEncoder, config: Config) -> ReadPicture:
+    """How a picture is read in training: its one view, its two views, or all three."""
+    data, spec = config.data, model.picture
+    if data.compare in ("views", "labels"):
+        return partial(read_views, spec=spec, family=data.views)
+    if data.augment == "crop":
+        single: ReadPicture = partial(read_augmented, spec=spec, augment=_augment(config))
+    else:
+        single = partial(read_view, spec=spec)
+        if data.augment == "small":
+            single = EitherView(single, partial(read_small, spec=spec))
+    return partial(read_with_views, single=single, spec=spec, family=data.views) if _several_views(config) else single
 
 
 def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
@@ -98,6 +135,18 @@ def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Te
 def read_augmented(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, augment: Augment) -> Tensor:
     """A training view of a picture, uint8 (3, size, size), drawn from ``seed``."""
     return augment(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed)
+
+
+def read_views(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, family: Family) -> Tensor:
+    """Two training views of a picture, uint8 (2, 3, size, size), drawn from ``seed``."""
+    return draw_views(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed, family)
+
+
+def read_with_views(
+    shards: ShardSet, sample: int, seed: int, single: ReadPicture, spec: PictureSpec, family: Family
+) -> Tensor:
+    """The view that goes with the caption and two more, uint8 (3, 3, size, size)."""
+    return torch.cat([single(shards, sample, seed)[None], read_views(shards, sample, seed, spec, family)])
 
 
 def _augment(config: Config) -> Augment:

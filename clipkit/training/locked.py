@@ -25,6 +25,8 @@ from clipkit.encoders.side_by_side import CPU_CAPTIONS, CPU_PICTURES, side_by_si
 from clipkit.errors import ClipkitError
 from clipkit.objectives.exchange import rank, world_size
 from clipkit.pairs import ReadPicture, ShardSet, decode_image, fit, normalize, shrink
+from clipkit.pairs.negatives import ALL
+from clipkit.pairs.stream import Negatives
 
 _BATCH = 128  # captions that are measured at a time
 _PART = 8192  # encodings of a file: what a kill can lose
@@ -139,7 +141,7 @@ def lock_images(
     Args:
         small: the view of ``clipkit.pairs.shrink``, its size drawn from the picture's content.
     """
-    store = _store(model.image, f"{sorted(model.picture.to_dict().items())} {'small' if small else ''}")
+    store = _store(model.tower("image"), f"{sorted(model.picture.to_dict().items())} {'small' if small else ''}")
     keys: list[bytes | None] = []
     for i in range(len(shards)):
         keys.append(hashlib.blake2b(shards.read_picture(i), digest_size=16).digest())
@@ -160,7 +162,7 @@ def lock_images(
             return good, torch.zeros(0)
         return good, normalize(torch.stack(tensors), model.picture).to(memory_format=torch.channels_last)
 
-    trunk = model.image.trunk.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+    trunk = model.tower("image").trunk.to(memory_format=torch.channels_last)  # the faster layout for convolutions
     if missing and model.device.type == "cpu":
         side = model.picture.size
         example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -179,7 +181,7 @@ def lock_images(
 
 def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress | None = None) -> LockedTexts:
     """Every caption through the text trunk, once, neighbours of like length together."""
-    store = _store(model.text, f"{model.tokenizer.context_length}")
+    store = _store(model.tower("text"), f"{model.tokenizer.context_length}")
     unique = sorted(set(captions), key=lambda c: (len(c), c))
     keys: list[bytes | None] = [text_key(c) for c in unique]
     missing = _share([i for i, key in enumerate(keys) if key is not None and key not in store], keys)
@@ -187,7 +189,7 @@ def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress |
     def tokens(indices: Sequence[int]) -> tuple[list[int], Tensor]:
         return list(indices), model.tokenizer([unique[i] for i in indices])
 
-    _encode(model.text.trunk, store, keys, missing, tokens, progress, "encoding captions", CPU_CAPTIONS)
+    _encode(model.tower("text").trunk, store, keys, missing, tokens, progress, "encoding captions", CPU_CAPTIONS)
     # A token is at least a byte, and a few tokens are no part of the text: most captions need no second look.
     tokenizer = model.tokenizer
     candidates = [c for c in unique if len(c.encode("utf-8", "surrogatepass")) > tokenizer.context_length - 4]
@@ -198,11 +200,15 @@ def lock_texts(model: DualEncoder, captions: Sequence[str], progress: Progress |
     return LockedTexts(store, frozenset(long))
 
 
-def all_captions(shards: ShardSet) -> Iterator[str]:
-    """Every caption of every readable sample."""
+def all_captions(shards: ShardSet, negatives: Negatives | None = None) -> Iterator[str]:
+    """Every caption of every readable sample, and every hard negative that may be made of it."""
     for i in range(len(shards)):
         try:
-            yield from shards.read_captions(i)
+            captions = shards.read_captions(i)
+            yield from captions
+            if negatives is not None:
+                for caption in captions:
+                    yield from negatives(shards, i, ALL, (caption,))
         except ClipkitError:
             continue  # a bad sample is reported where it is used
 

@@ -18,6 +18,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
+from clipkit.objectives import Compare
 from clipkit.pairs import make_order
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.pairs.stream import stream
@@ -36,11 +37,12 @@ from clipkit.training.precision import Arithmetic
 from clipkit.training.quarantine import Quarantine
 from clipkit.training.receipts import Counts, Receipts, summary
 from clipkit.training.run import Metrics
-from clipkit.training.step import Objective, settle_batchnorm, train_step
+from clipkit.training.step import Objective, StepResult, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
 from clipkit.training.strategy import collect, distribute, optimizer_state, whole
 
 BASELINE = "baseline.json"
+_COUNTED = 1 << 24  # cells of a table in which those that the guard clears are counted
 DROPOUT = 4  # purpose of the seed of a step's dropout, beside those in clipkit.pairs.stream
 
 
@@ -51,7 +53,7 @@ class Outcome:
     Attributes:
         step: steps done.
         stopped: why it ended before its last step, or None.
-        best: step of the checkpoint with the best validation recall@1, if there was validation.
+        best: step of the checkpoint with the best validation figure, if there was one.
     """
 
     step: int
@@ -67,7 +69,7 @@ class Trainer:
         config: the run's settings.
         run: the run directory, claimed.
         model: the dual encoder, on its device, unwrapped.
-        objective: the loss over the comparison.
+        compare, objective: the tables of a step, and the loss over them.
         readers: of the training data and of the held-out splits; ``val`` is evaluated during training.
         accelerator: processes and device.
         arithmetic: how the run computes.
@@ -79,6 +81,7 @@ class Trainer:
     config: Config
     run: Path
     model: DualEncoder
+    compare: Compare
     objective: Objective
     readers: Readers
     accelerator: Accelerator
@@ -164,6 +167,7 @@ class Trainer:
         if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
             self._validate(start, metrics)
             self._save(start, optimizer)
+        size = config.optim.batch_size
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
             for batch in batches:
@@ -177,27 +181,27 @@ class Trainer:
                 result = train_step(
                     wrapped,
                     batch.to(self.model.device),
+                    self.compare,
                     self.objective,
                     optimizer,
                     self.accelerator,
                     config.optim,
                     self.arithmetic.autocast,
+                    (step + 1) / steps,
+                    count_cleared=self._logs(step + 1, start, steps) and size**2 <= _COUNTED,
                 )
                 self._receipts.quarantine(quarantine.take(batch, step + 1))
                 self._receipts.count(batch)
                 step += 1
-                size = config.optim.batch_size
                 for receipt in self._receipts.close((step - 1) * size, step * size, step):
                     if line := summary(receipt):
                         self.console.say(line, detail=True)
-                if step % config.run.log_every == 0 or step in (start + 1, steps):
+                if self._logs(step, start, steps):
                     now = time.perf_counter()
                     self._seconds += now - since
                     speed = (step - last) * config.optim.batch_size / (now - since)
                     since, last = now, step
-                    self._record(
-                        metrics, self._train_record(step, len(shards), result.loss, result.grad_norm, rate, speed)
-                    )
+                    self._record(metrics, self._train_record(step, len(shards), result, rate, speed))
                 bar.advance(f"loss {result.loss:.3f}")
                 stopping = stop.agreed(self.model.device)
                 if self._evaluation_due(step, steps, eval_every) and not stopping:
@@ -231,7 +235,7 @@ class Trainer:
         return state.step
 
     def _cached(self) -> bool:
-        return self.model.image.locked and self.config.data.augment != "crop"
+        return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
 
     def _evaluation_due(self, step: int, steps: int, every: int) -> bool:
         due = step % every == 0 or step == steps
@@ -242,20 +246,16 @@ class Trainer:
         report = evaluate_split(
             self.model, self.readers.held_out["val"], bootstrap=0, labels=False, autocast=self.arithmetic.autocast
         )
-        box = [report.retrieval.metrics() if report.retrieval else None]
+        box: list[Any] = [report.metrics(), report.goal]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(box)
-        figures = box[0] or {}
-        recall = (figures["image_to_text@1"] + figures["text_to_image@1"]) / 2
+        figures, goal = box
         self._record(metrics, {"kind": "eval", "step": step, **figures})
-        self.console.say(
-            f"step {step}: validation recall@1 {figures['image_to_text@1']:.1%} image to text, "
-            f"{figures['text_to_image@1']:.1%} text to image",
-            detail=True,
-        )
+        if goal is not None:
+            self.console.say(f"step {step}: validation {_said(figures)}", detail=True)
         self._evaluated = step
-        if self.config.run.keep_best and (self._best is None or recall > self._best[0]):
-            self._best = (recall, step)
+        if self.config.run.keep_best and goal is not None and (self._best is None or goal > self._best[0]):
+            self._best = (goal, step)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         collect(self._trained, self.model)
@@ -277,25 +277,28 @@ class Trainer:
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 
-    def _train_record(
-        self, step: int, n_samples: int, loss: float, grad_norm: float, rate: float, speed: float
-    ) -> dict[str, Any]:
+    def _train_record(self, step: int, n_samples: int, result: StepResult, rate: float, speed: float) -> dict[str, Any]:
         log_scale = float(whole(self._trained.log_scale.detach()))
         record = {
             "kind": "train",
             "step": step,
             "epoch": round(step * self.config.optim.batch_size / n_samples, 4),
-            "loss": loss,
+            "loss": result.loss,
             "log_scale": log_scale,
             "scale": math.exp(log_scale),
             "lr": rate,
-            "grad_norm": grad_norm,
+            "grad_norm": result.grad_norm,
             "samples_per_second": round(speed, 1),
             "seconds": round(self._seconds, 3),
         }
         if self._trained.bias is not None:
             record["bias"] = float(whole(self._trained.bias.detach()))
+        if result.cleared is not None:
+            record["cleared"] = result.cleared
         return record
+
+    def _logs(self, step: int, start: int, steps: int) -> bool:
+        return step % self.config.run.log_every == 0 or step in (start + 1, steps)
 
     def _record(self, metrics: Metrics | None, record: dict[str, Any]) -> None:
         if metrics is not None:
@@ -303,6 +306,15 @@ class Trainer:
         if self.config.run.log_with:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
+
+
+def _said(figures: dict[str, float]) -> str:
+    if "ndcg@10" in figures:
+        return f"recall@10 {figures['recall@10']:.1%}, NDCG@10 {figures['ndcg@10']:.1%}"
+    if "neighbours_top1" in figures:
+        return f"accuracy of the nearest neighbours {figures['neighbours_top1']:.1%}"
+    both = figures["image_to_text@1"], figures["text_to_image@1"]
+    return f"recall@1 {both[0]:.1%} image to text, {both[1]:.1%} text to image"
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

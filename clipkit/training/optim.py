@@ -18,8 +18,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     )
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what is not frozen, decay where ``decays`` says so.
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), or SGD with momentum 0.9, over what is not frozen; decay where ``decays`` says.
 
     Raises:
         ClipkitError: nothing is left to train, or a rate that makes no sense.
@@ -33,9 +33,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.wd},
         {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-6
-    )
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-6)
 
 
 def total_steps(config: OptimConfig, n_samples: int) -> int:

@@ -11,12 +11,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
-from clipkit.objectives import Tiling, compare, infonce
+from clipkit.objectives import Compare, Tiling
 from clipkit.pairs import PairReader, ShardSet
 from clipkit.training.console import Console
-from clipkit.training.data import plain_reader
+from clipkit.training.data import training_reader
 from clipkit.training.optim import total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
+from clipkit.training.step import Objective, step_loss
 
 _PROBE = 16  # pairs that are encoded to measure time and memory
 _GIB = 1 << 30
@@ -27,6 +28,8 @@ def show_plan(
     model: DualEncoder,
     train: ShardSet,
     held_out: Mapping[str, ShardSet],
+    compare: Compare,
+    objective: Objective,
     arithmetic: Arithmetic,
     world: int,
     console: Console,
@@ -40,7 +43,9 @@ def show_plan(
     kept = min(config.optim.micro_batch_size or local, local)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    read_seconds, step_seconds, activation_bytes = _probe(plain_reader(model, train, config), model, arithmetic)
+    read_seconds, step_seconds, activation_bytes = _probe(
+        training_reader(model, train, config), model, compare, objective, arithmetic
+    )
     weights = 4 * total + 12 * trained  # weight; gradient and Adam's two moments
     embeddings = 4 * 4 * model.embed_dim * (local + config.optim.batch_size)
     table = 4 * local * config.optim.batch_size
@@ -50,10 +55,9 @@ def show_plan(
     per_step = local * (step_seconds * (4 / 3 if kept < local else 1) + read_seconds / max(1, config.data.workers))
     splits = "".join(f", {name} {len(shards):,}" for name, shards in held_out.items())
     lines = [
-        f"recipe      {config.recipe}, loss {'pairwise sigmoid' if config.optim.siglip else 'InfoNCE'}",
+        f"recipe      {config.recipe}, {config.data.compare} compared, loss {config.optim.loss}",
         f"data        train {len(train):,} pictures in {len(train.shards)} shard(s){splits}",
-        f"model       {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; pictures {model.picture.size} px; "
-        f"captions {'cut to the longest of the batch' if model.tokenizer.cut else 'at full length'}",
+        f"model       {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained; {_inputs(model)}",
         f"steps       {steps:,} of {config.optim.batch_size} pairs, {warmup_steps(config.optim, steps):,} of warm-up, "
         f"on {world} process(es)",
         f"arithmetic  {arithmetic.precision}, matmul {arithmetic.matmul}, {arithmetic.threads} thread(s)",
@@ -64,7 +68,9 @@ def show_plan(
     console.say("\n".join(lines))
 
 
-def _probe(reader: PairReader, model: DualEncoder, arithmetic: Arithmetic) -> tuple[float, float, float]:
+def _probe(
+    reader: PairReader, model: DualEncoder, compare: Compare, objective: Objective, arithmetic: Arithmetic
+) -> tuple[float, float, float]:
     """Seconds to read a pair, seconds of a pair's forward and backward pass, bytes that its graph keeps."""
     n = min(_PROBE, len(reader.shards))
     start = time.perf_counter()
@@ -85,12 +91,22 @@ def _probe(reader: PairReader, model: DualEncoder, arithmetic: Arithmetic) -> tu
         start = time.perf_counter()
         with saved_tensors_hooks(note, _same):
             embeddings = model(batch.images, batch.texts, None, arithmetic.autocast)
-            loss = infonce(compare(embeddings, batch.image_ids, batch.text_ids))
+            loss = step_loss(embeddings, batch, compare, objective)
         if loss.requires_grad:
             loss.backward()
         seconds = min(seconds, time.perf_counter() - start)
         model.zero_grad(set_to_none=True)
     return reading, seconds / n, sum(kept.values()) / n / 2
+
+
+def _inputs(model: DualEncoder) -> str:
+    """What the towers take."""
+    parts = []
+    if model.image is not None:
+        parts.append(f"pictures {model.picture.size} px")
+    if model.text is not None:
+        parts.append(f"captions {'cut to the longest of the batch' if model.tokenizer.cut else 'at full length'}")
+    return "; ".join(parts)
 
 
 def _same(tensor: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clipkit.config import OptimConfig
-from clipkit.encoders import DualEncoder
+from clipkit.encoders import DualEncoder, Embeddings
 from clipkit.errors import ClipkitError
-from clipkit.objectives import Comparison, compare
-from clipkit.objectives.exchange import world_size
+from clipkit.objectives import Compare, Comparison
+from clipkit.objectives.comparison import Exchange
+from clipkit.objectives.exchange import gather_plain, row_counts, world_size
 from clipkit.pairs import PairBatch
+from clipkit.training.batchnorm import synchronise
 from clipkit.training.strategy import whole
 
 Objective = Callable[[Comparison], Tensor]
@@ -24,33 +26,49 @@ Objective = Callable[[Comparison], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss of the global batch before the update, and the norm of its gradient before clipping."""
+    """What a step did.
+
+    Attributes:
+        loss: of the global batch, before the update.
+        grad_norm: of the whole gradient, before clipping.
+        cleared: cells that the false-negative guard took out, if they were counted.
+    """
 
     loss: float
     grad_norm: float
+    cleared: int | None = None
 
 
 def train_step(
     model: nn.Module,
     batch: PairBatch,
+    compare: Compare,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     config: OptimConfig,
     autocast: torch.dtype | None = None,
+    progress: float = 0.0,
+    count_cleared: bool = False,
 ) -> StepResult:
     """Encode, compare, update.
 
     Args:
         model: a ``DualEncoder``, wrapped by the accelerator or not.
         batch: this process's part of the global batch.
-        objective: the loss over the comparison.
+        compare: the tables of a step.
+        objective: the loss over a table; those of several are added up.
+        progress: share of the run that is done after this step.
+        count_cleared: count the cells that the false-negative guard takes out; all processes have to ask alike.
 
     Raises:
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
     """
     embeddings = model(batch.images, batch.texts, config.micro_batch_size, autocast)
-    loss = objective(compare(embeddings, batch.image_ids, batch.text_ids, config.exchange))
+    tables = compare(embeddings, batch, config.exchange)
+    loss = tables_loss(tables, objective)
+    guarded = [table for table in tables if table.query_groups is not None] if count_cleared else []
+    cleared = sum(table.cleared() for table in guarded) if guarded else None
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
@@ -67,7 +85,30 @@ def train_step(
     dual: DualEncoder = accelerator.unwrap_model(model)
     with torch.no_grad():
         dual.log_scale.clamp_(max=math.log(config.scale_max))
-    return StepResult(value, norm)
+        dual.after_step(_with_all_targets(embeddings), progress)
+    return StepResult(value, norm, cleared)
+
+
+def step_loss(
+    embeddings: Embeddings, batch: PairBatch, compare: Compare, objective: Objective, exchange: Exchange = "gather"
+) -> Tensor:
+    """The loss () of the global batch."""
+    return tables_loss(compare(embeddings, batch, exchange), objective)
+
+
+def tables_loss(tables: Sequence[Comparison], objective: Objective) -> Tensor:
+    """The loss () of several tables together."""
+    losses = [objective(table) for table in tables]
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _with_all_targets(embeddings: Embeddings) -> Embeddings:
+    """``embeddings`` with the targets of all processes, in rank order, where there are any."""
+    if embeddings.targets is None or world_size() == 1:
+        return embeddings
+    counts = row_counts(embeddings.targets.shape[1], embeddings.targets.device)
+    everyone = gather_plain(embeddings.targets.transpose(0, 1).contiguous(), counts)
+    return embeddings._replace(targets=everyone.transpose(0, 1))
 
 
 def settle_batchnorm(
@@ -75,23 +116,24 @@ def settle_batchnorm(
 ) -> tuple[DualEncoder, str | None]:
     """Live BatchNorm only where its statistics are those of the whole batch; elsewhere frozen, with a message.
 
-    With pieces of a batch, or several processes that cannot synchronise, the statistics would depend on how the
-    batch was cut, and so would the gradient.
+    With pieces of a batch the statistics would depend on how it was cut, and so would the gradient. Several processes
+    put theirs together.
     """
-    towers = [t for t in (model.image, model.text) if not t.locked]
-    live = [m for tower in towers for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    locked = {id(m) for tower in model.towers.values() if tower.locked for m in tower.trunk.modules()}
+    live = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and id(m) not in locked]
     if not live:
         return model, None
     pieces = micro_batch_size is not None and micro_batch_size < local_batch
-    if not pieces and world_size() == 1:
+    if not pieces:
+        if world_size() > 1:
+            synchronise(model, {id(m) for m in live})
         return model, None
-    if not pieces and model.device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model), None
     for module in live:
         module.eval()
         module.train = _stay_frozen.__get__(module)  # type: ignore[method-assign]
-    why = "--micro-batch-size cuts the batch" if pieces else "processes on CPUs cannot synchronise them"
-    return model, f"{len(live)} BatchNorm layers are frozen at their stored statistics, because {why}"
+    return model, (
+        f"{len(live)} BatchNorm layers are frozen at their stored statistics, because --micro-batch-size cuts the batch"
+    )
 
 
 def _stay_frozen(module: nn.Module, mode: bool = True) -> nn.Module:

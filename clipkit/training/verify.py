@@ -15,10 +15,10 @@ from torch import Tensor
 
 from clipkit.config import OptimConfig
 from clipkit.encoders import DualEncoder
-from clipkit.objectives import compare, dense, infonce, sigmoid
+from clipkit.objectives import Compare, dense, infonce, sigmoid
 from clipkit.objectives.exchange import alone, world_size
 from clipkit.pairs import PairBatch
-from clipkit.training.step import Objective
+from clipkit.training.step import Objective, step_loss
 from clipkit.training.strategy import distribute, whole
 
 TOLERANCE = 5e-6  # of a gradient's norm, in float32
@@ -53,6 +53,7 @@ def check_gradients(
     model: DualEncoder,
     mine: PairBatch,
     everyone: PairBatch,
+    compare: Compare,
     objective: Objective,
     accelerator: Accelerator,
     config: OptimConfig,
@@ -65,18 +66,18 @@ def check_gradients(
     Args:
         model: whole, equal on all processes.
         mine, everyone: this process's part of the batch, and all of it.
-        objective: the loss over the comparison.
+        compare, objective: the tables of a step, and the loss over them.
     """
     trained = distribute(copy.deepcopy(model).eval(), accelerator)
     embeddings = trained(mine.images, mine.texts, config.micro_batch_size, autocast)
-    loss = objective(compare(embeddings, mine.image_ids, mine.text_ids, config.exchange))
+    loss = step_loss(embeddings, mine, compare, objective, config.exchange)
     accelerator.backward(loss)
     got = _gradients(accelerator.unwrap_model(trained))
     if not accelerator.is_main_process:
         return []
     with alone():
-        same = _alone(model, everyone, objective, autocast)
-        reference = _alone(copy.deepcopy(model).double(), everyone, _DENSE.get(objective, objective), None)
+        same = _alone(model, everyone, compare, objective, autocast)
+        reference = _alone(copy.deepcopy(model).double(), everyone, compare, _DENSE.get(objective, objective), None)
     total = torch.stack([g.norm() for g in reference.values()]).norm()
     checks = []
     for name, wanted in reference.items():
@@ -101,13 +102,14 @@ def advice(checks: list[GradientCheck], world: int | None = None) -> str | None:
 
 
 def _alone(
-    model: DualEncoder, batch: PairBatch, objective: Objective, autocast: torch.dtype | None
+    model: DualEncoder, batch: PairBatch, compare: Compare, objective: Objective, autocast: torch.dtype | None
 ) -> dict[str, Tensor]:
     model = copy.deepcopy(model).eval()
-    texts = batch.texts.to(model.log_scale.dtype) if batch.texts.is_floating_point() else batch.texts
-    images = batch.images.to(model.log_scale.dtype) if batch.images.is_floating_point() else batch.images
-    embeddings = model(images, texts, None, autocast)
-    objective(compare(embeddings, batch.image_ids, batch.text_ids)).backward()
+    images, texts = (
+        x.to(model.log_scale.dtype) if x is not None and x.is_floating_point() else x
+        for x in (batch.images, batch.texts)
+    )
+    step_loss(model(images, texts, None, autocast), batch, compare, objective).backward()
     return _gradients(model)
 
 

@@ -34,7 +34,7 @@ def index(model: Any, folder: Path) -> Index:
 
 def made(model: Any, embeddings: np.ndarray) -> Index:
     """An index of given embeddings."""
-    return Index(model, embeddings.astype(np.float32), [Item(f"{i}.png", f"{i}", "") for i in range(len(embeddings))])
+    return Index(model, embeddings.astype(np.float32), [Item(f"{i}.png", f"{i}") for i in range(len(embeddings))])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_search_is_argsort(index: Index, model: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 100, 5000])
 def test_search_is_exact_at_any_size(model: Any, n: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr("clipkit.inference.index._TILE", 700)  # several tiles, the last one short
+    monkeypatch.setattr("clipkit.inference.exact._BLOCK", 700)  # several tiles, the last one short
     draw = np.random.default_rng(n)
     big = made(model, unit(draw.normal(size=(n, 24))))
     query = unit(draw.normal(size=24))
@@ -225,7 +225,7 @@ def kill_after(patch: pytest.MonkeyPatch, operations: int) -> list[int]:
         return wrapped
 
     for owner, name in (
-        ("numpy", "save"), ("pyarrow.parquet", "write_table"), ("os", "mkdir"), ("os", "rename"), ("os", "replace"),
+        ("numpy", "save"), ("pyarrow.parquet", "ParquetWriter"), ("os", "mkdir"), ("os", "rename"), ("os", "replace"),
         ("os", "unlink"), ("os", "remove"), ("os", "rmdir"), ("os", "symlink"), ("pathlib.Path", "write_text"),
     ):  # fmt: skip
         patch.setattr(f"{owner}.{name}", deadly(_find(owner, name)))
@@ -242,8 +242,7 @@ def _find(owner: str, name: str) -> Any:
 
 def test_a_killed_save_leaves_an_index(tmp_path: Path, model: Any, monkeypatch: Any) -> None:
     """Killed between any two of its operations on the disk, ``save`` leaves the old index or the new one."""
-    for module in ("index", "index_files"):
-        monkeypatch.setattr(f"clipkit.inference.{module}.model_fingerprint", lambda model: "same")
+    monkeypatch.setattr("clipkit.inference.index_files.model_fingerprint", lambda model: "same")
     lost = []
     for operations in range(100):
         path = tmp_path / f"{operations}" / "an.index"
@@ -272,7 +271,7 @@ def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for owner, name in (("clipkit.inference.index.np", "save"), ("clipkit.inference.index_files.pq", "write_table")):
+    for owner, name in (("clipkit.inference.index.np", "save"), ("clipkit.inference.items.pq", "ParquetWriter")):
         with monkeypatch.context() as patch:
             patch.setattr(f"{owner}.{name}", full)
             with pytest.raises(ClipkitError, match=r"an\.index"):
@@ -293,8 +292,8 @@ def test_credits_are_those_of_the_shards_that_the_pictures_are_in(model: Any, tm
         (tmp_path / name / "test").mkdir(parents=True)
         (tmp_path / name / "dataset.json").write_text(text)
     (tmp_path / "a" / "dataset.json").rename(tmp_path / "a" / "test" / "dataset.json")
-    items = [Item(str(tmp_path / name / "test" / "0.tar"), name, "", 512, 9) for name in ("b", "a", "c", "d", "e", "a")]
-    items.append(Item(str(tmp_path / "b" / "test" / "own.png"), "own", ""))
+    items = [Item(str(tmp_path / name / "test" / "0.tar"), name, (), 512, 9) for name in ("b", "a", "c", "d", "e", "a")]
+    items.append(Item(str(tmp_path / "b" / "test" / "own.png"), "own"))
     rows = np.eye(len(items), dtype=np.float32)
     assert Index(model, rows, items).credits() == said
     assert Index(model, rows[-1:], items[-1:]).credits() == [], "a file of one's own, whatever lies beside it"
@@ -318,9 +317,7 @@ def test_arithmetic_of_queries(index: Index, model: Any, folder: Path) -> None:
 
 def test_filters(model: Any) -> None:
     labels = ["bird", "fish", "bird", "", "birdhouse"]
-    items = [
-        Item(f"{i}.png", f"{i}", "", meta=json.dumps({"label": x, "n": i}) if x else "") for i, x in enumerate(labels)
-    ]
+    items = [Item(f"{i}.png", f"{i}", meta={"label": x, "n": f"{i}"} if x else {}) for i, x in enumerate(labels)]
     rows = unit(np.random.default_rng(0).normal(size=(5, model.embed_dim)))
     index = Index(model, rows, items)
     for where, wanted in (

@@ -7,16 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Index, index_update
-from clipkit.inference.index_files import exclusive
+from clipkit.inference.index_files import LOCK, exclusive
 
 
 @pytest.fixture
@@ -125,6 +128,32 @@ def test_a_second_writer_is_told_to_wait(folder: Path, tmp_path: Path, model: An
     Index.update(path, model, folder)
 
 
+def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting: Counting) -> None:
+    path, model = tmp_path / "an.index", counting.model
+    Index.update(path, model, folder)
+    counting.since()
+    waiting = threading.Event()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        waiting.set()
+
+    first = filelock.FileLock(path / LOCK)
+    with ThreadPoolExecutor(1) as pool:
+        first.acquire()
+        try:
+            second = pool.submit(Index.update, path, model, folder, None, wait=60, say=say)
+            assert waiting.wait(30) and not second.done()
+            with pytest.raises(ClipkitError, match="writing this index for more than 0 s"):
+                Index.update(path, model, folder, wait=0.01)
+        finally:
+            first.release()
+        index, changes = second.result(60)
+    assert changes == (0, 0, 0, 8) and len(index) == 8 and counting.since() == 0
+    assert len(said) == 1 and "waiting" in said[0]
+
+
 def test_another_model_is_refused_before_anything_is_encoded(
     folder: Path, tmp_path: Path, model: Any, sigmoid_model: Any
 ) -> None:
@@ -144,6 +173,38 @@ def test_nothing_is_lost_by_an_empty_folder_or_another_ones_files(folder: Path, 
     assert len(Index.open(path, model)) == 8
     with pytest.raises(ClipkitError, match="is no index"):
         Index.update(folder, model, folder)
+
+
+def test_captions_follow_their_pictures(folder: Path, tmp_path: Path, counting: Counting, monkeypatch: Any) -> None:
+    """New captions alone are encoded; without a table, pictures keep theirs, whatever else changes."""
+    texts: list[str] = []
+    path, model = tmp_path / "an.index", counting.model
+    real = type(model).encode_text
+    monkeypatch.setattr(type(model), "encode_text", lambda own, t, **k: (texts.extend(t), real(own, t, **k))[1])
+
+    def embeddings_are_right(index: Index) -> None:
+        told = [text for item in index.items for text in item.captions]
+        np.testing.assert_allclose(index.caption_embeddings, real(model, told), atol=1e-6)
+
+    Index.update(path, model, folder)
+    counting.since()
+    captions = {"0.png": ["a bird", "two dogs"], "deep/3.png": ["a bird"]}
+    index, changes = Index.update(path, model, folder, captions=captions)
+    assert texts == ["a bird", "two dogs"] and changes == (0, 0, 0, 8) and counting.since() == 0
+    assert {i.key: i.captions for i in index.items if i.captions} == {k: tuple(v) for k, v in captions.items()}
+    embeddings_are_right(index)
+
+    (folder / "2.png").unlink()
+    os.utime(folder / "0.png")
+    index, _ = Index.update(path, model, folder)
+    assert {i.key: i.captions for i in index.items if i.captions} == {k: tuple(v) for k, v in captions.items()}
+    embeddings_are_right(index)
+
+    texts.clear()
+    index, _ = Index.update(path, model, folder, captions={"4.png": ["two dogs", "a cat"]})
+    assert texts == ["a cat"] and [i.key for i in index.items if i.captions] == ["4.png"]
+    embeddings_are_right(index)
+    assert index.search("a cat", 5, by="caption")[0].caption == "a cat"
 
 
 def test_a_stopped_update_goes_on_where_it_was(

@@ -15,7 +15,7 @@ from training_helpers import make_config
 from clipkit.config import ModelConfig, OptimConfig
 from clipkit.encoders import DualEncoder, build
 from clipkit.errors import ClipkitError
-from clipkit.objectives import infonce
+from clipkit.objectives import infonce, pairs_table
 from clipkit.pairs import PairBatch
 from clipkit.training.optim import make_optimizer
 from clipkit.training.step import settle_batchnorm, train_step
@@ -37,7 +37,9 @@ def batch(n: int = 10) -> PairBatch:
 
 def step(model: DualEncoder, config: OptimConfig, seed: int = 0) -> tuple[float, float]:
     torch.manual_seed(seed)
-    result = train_step(model, batch(), infonce, make_optimizer(model, config), Accelerator(cpu=True), config)
+    result = train_step(
+        model, batch(), pairs_table, infonce, make_optimizer(model, config), Accelerator(cpu=True), config
+    )
     return result.loss, result.grad_norm
 
 
@@ -92,7 +94,7 @@ def test_nothing_is_updated_from_what_is_not_finite(model: DualEncoder, value: f
     before = weights(model)
     with pytest.raises(ClipkitError, match="--lr"):
         train_step(
-            model, batch(), lambda c: infonce(c) * value, optimizer, Accelerator(cpu=True), config,
+            model, batch(), pairs_table, lambda c: infonce(c) * value, optimizer, Accelerator(cpu=True), config,
         )  # fmt: skip
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not optimizer.state, "no moment was touched"
@@ -104,7 +106,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(model: DualEncoder) -> None
     name, parameter = next(iter(model.text.named_parameters()))
     handle = parameter.register_hook(lambda g: g * float("inf"))
     with pytest.raises(ClipkitError, match="gradient"):
-        train_step(model, batch(), infonce, make_optimizer(model, config), Accelerator(cpu=True), config)
+        train_step(model, batch(), pairs_table, infonce, make_optimizer(model, config), Accelerator(cpu=True), config)
     handle.remove()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), name
 
@@ -120,7 +122,7 @@ def test_bf16_autocast_is_near_and_scores_stay_float32(model: DualEncoder) -> No
     exact = step(copy.deepcopy(model), config)[0]
     torch.manual_seed(0)
     optimizer = make_optimizer(model, config)
-    got = train_step(model, batch(), objective, optimizer, Accelerator(cpu=True), config, torch.bfloat16)
+    got = train_step(model, batch(), pairs_table, objective, optimizer, Accelerator(cpu=True), config, torch.bfloat16)
     assert seen == [torch.float32]
     assert got.loss == pytest.approx(exact, abs=0.1) and got.loss != exact
 

@@ -13,7 +13,7 @@ from training_helpers import flags
 
 from clipkit.config import ModelConfig, OptimConfig
 from clipkit.encoders import DualEncoder, build
-from clipkit.objectives import Comparison, infonce, sigmoid
+from clipkit.objectives import infonce, pairs_table, sigmoid
 from clipkit.pairs import PairBatch
 from clipkit.training.verify import GradientCheck, advice, check_gradients
 
@@ -34,7 +34,7 @@ def batch(n: int = 9) -> PairBatch:
 
 def check(model: DualEncoder, objective: Any, **options: Any) -> list[GradientCheck]:
     config = OptimConfig(**{"micro_batch_size": 2, **options})
-    return check_gradients(model, batch(), batch(), objective, Accelerator(cpu=True), config)
+    return check_gradients(model, batch(), batch(), pairs_table, objective, Accelerator(cpu=True), config)
 
 
 @pytest.mark.parametrize("objective", [infonce, sigmoid])
@@ -71,16 +71,16 @@ def test_a_wrong_share_is_seen_and_named(
 ) -> None:
     import clipkit.training.verify as module
 
-    real = module.compare
+    real = module.step_loss
 
-    def broken(embeddings: Any, *rest: Any) -> Comparison:
+    def broken(embeddings: Any, *rest: Any) -> Tensor:
         if embeddings.images.dtype == torch.float32 and broken.first:  # type: ignore[attr-defined]
             broken.first = False  # type: ignore[attr-defined]
             embeddings = embeddings._replace(images=Times.apply(embeddings.images, factor))
         return real(embeddings, *rest)
 
     broken.first = True  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "compare", broken)
+    monkeypatch.setattr(module, "step_loss", broken)
     checks = check(model, infonce)
     wrong = {c.name for c in checks if not c.right}
     assert {n for n in wrong if n.startswith("image.")} and not {n for n in wrong if n.startswith("text.")}

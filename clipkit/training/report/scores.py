@@ -44,11 +44,19 @@ def _scores(name: str, report: Report) -> str:
 
 def _blocks(report: Report) -> dict[str, dict[str, tuple[Report, float]]]:
     """Block → label → (interval, chance) for the figures of a report."""
-    if report.get("kind") == "zero_shot":
+    if "top1" in report:
         rows = {"top-1": (report["top1"], report["chance"])}
         if report.get("top5"):
             rows["top-5"] = (report["top5"], 5 * report["chance"])
         return {"": rows | {"mean per class": (report["mean_per_class"], report["chance"])}}
+    if report.get("kind") == "recommendation":
+        return {
+            "": {
+                f"{label}@{k}": (interval, report[f"chance_{key}"][k])
+                for key, label in (("recall", "recall"), ("ndcg", "NDCG"))
+                for k, interval in report[key].items()
+            }
+        }
     return {
         label: {f"recall@{k}": (interval, report[f"chance_{key}"][k]) for k, interval in report[key].items()}
         for key, label in DIRECTIONS.items()
@@ -76,7 +84,7 @@ def _score_row(label: str, interval: Report, chance: float, base: Report | None,
 
 def _extra(report: Report) -> str:
     """What belongs beside the figures: the majority class, or the median ranks."""
-    if report.get("kind") == "zero_shot":
+    if "majority" in report:
         return f"<p>Always naming the commonest class would score {percent(report['majority'])}.</p>"
     if "median_rank_image_to_text" not in report:
         return ""
@@ -89,7 +97,7 @@ def _extra(report: Report) -> str:
 
 def _recall_curves(report: Report) -> str:
     """Recall over k with its band, the untrained model's, and chance, a figure for each direction."""
-    if report.get("kind") == "zero_shot" or len(report["image_to_text"]) < 2:
+    if len(report.get("image_to_text", ())) < 2:
         return ""
     figures = ""
     for key, label in DIRECTIONS.items():
@@ -150,6 +158,6 @@ def _confusions(report: Report, most: int = 4) -> str:
 
 
 def _pretty(name: str) -> str:
-    known = {"zero_shot": "Zero-shot classification"}
+    known = {"zero_shot": "Zero-shot classification", "neighbours": "Named by the nearest neighbours"}
     text = known.get(name, name.replace("_", " "))
     return text[:1].upper() + text[1:]

@@ -42,8 +42,15 @@ def headline(title: str, train: Sequence[Report], reports: Mapping[str, Report],
 def _lede(train: Sequence[Report], reports: Mapping[str, Report]) -> str:
     """What the first report says, as a sentence for somebody who does not know what recall@k is."""
     for report in reports.values():
-        shown = f"Shown {report['n_images']:,} pictures"
-        if report.get("kind") == "zero_shot":
+        if report.get("kind") == "recommendation":
+            k, recall = next(iter(report["recall"].items()))
+            return (
+                f"The next item of {report['n_users']:,} users is among its first {k} suggestions, of "
+                f"{report['n_items']:,} items, for {percent(recall['value'])}; guessing would find "
+                f"{percent(report['chance_recall'][k])}."
+            )
+        shown = f"Shown {report.get('n_images', report.get('n_test', 0)):,} pictures"
+        if "top1" in report:
             named, chance = percent(report["top1"]["value"]), percent(report["chance"])
             among = f"among {len(report['class_names']):,} classes"
             return f"{shown}, it names the class of {named} of them, {among}; guessing would name {chance}."

@@ -1,0 +1,113 @@
+"""What people give as ``--train-data`` and ``--val-data``: shards, tables, folders of pictures, URLs, pipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipkit.config import Config
+from clipkit.errors import ClipkitError
+
+if TYPE_CHECKING:
+    from clipkit.pairs import Bad, ShardSet
+
+
+SENTENCES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The training shards, the held-out ones by split (``val`` is looked at during training, ``test`` after), and
+    what of the training data could not become a sample."""
+
+    train: ShardSet
+    held_out: dict[str, ShardSet]
+    left_out: tuple[Bad, ...] = ()
+
+
+def pairs_from_config(config: Config) -> Pairs:
+    """``--train-data`` and ``--val-data``, turned into shards first if they are tables or folders of pictures.
+
+    Raises:
+        ClipkitError: no --train-data, or data that cannot be read.
+    """
+    if config.data.train_data is None:
+        raise ClipkitError(
+            "no --train-data: give a folder of WebDataset shards, or a CSV, TSV, JSONL or parquet table of picture "
+            "paths and captions"
+        )
+    from clipkit.pairs import join_shards, open_shards
+
+    opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
+    splits = [folder for _, folder in opened if folder is not None]
+    left_out = tuple(bad for folder in splits for bad in _left_out(folder))
+    if len(opened) > 1:
+        train = join_shards([shards for shards, _ in opened], config.data.train_weights)
+    elif config.data.train_weights:
+        raise ClipkitError("--train-weights are for several sources: --train-data A::B")
+    else:
+        train = opened[0][0]
+    held_out: dict[str, ShardSet] = {}
+    if config.data.val_data is not None:
+        held_out["val"], _ = open_data(config.data.val_data, config, "val")
+    else:
+        for name in ("val", "test"):
+            found = [open_shards(folder / name) for folder in splits if (folder / name).is_dir()]
+            if found:
+                held_out[name] = found[0] if len(found) == 1 else join_shards(found)
+    return Pairs(train, held_out, left_out)
+
+
+def _left_out(folder: Path) -> tuple[Bad, ...]:
+    """What was left out when the shards in ``folder`` were made."""
+    import json
+
+    from clipkit.pairs import Bad
+
+    listed = folder / "skipped.jsonl"
+    if not listed.is_file():
+        return ()
+    entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+    return tuple(Bad(-1, entry["file"], entry["reason"]) for entry in entries)
+
+
+def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | None]:
+    """The shards of one split, and the folder of all its splits if it has such; sentences, where they are compared."""
+    if config.data.compare == "sentences" and Path(path).suffix.lower() in SENTENCES:
+        from clipkit.row_tables import open_sentences
+
+        return open_sentences(path, config.data.separator, config.data.encoding), None
+    from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
+
+    if is_remote(path):
+        return open_shards(path), None
+    if is_pipe(path):
+        if config.optim.max_steps is None or split != "train" or "::" in str(config.data.train_data):
+            raise ClipkitError(f"{path}: a pipe is for training, alone, and needs --max-steps, as its end is not known")
+        return PipeSet(path, config.optim.max_steps * config.optim.batch_size), None
+    folder = Path(path)
+    if not folder.exists() and not any(c in path for c in "*?[{"):
+        raise ClipkitError(f"{path}: no such file or folder")
+    is_table = folder.is_file() and folder.suffix.lower() != ".tar"
+    is_pictures = folder.is_dir() and not any(folder.glob("*.tar")) and not any(folder.glob("*/*.tar"))
+    if is_table or is_pictures:
+        from data_prep import cached_shards
+
+        data = config.data
+        folder = cached_shards(
+            folder,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            image_root=data.image_root,
+            encoding=data.encoding,
+            separator=data.separator,
+        )
+        wanted = folder / split
+        root = Path(path) if is_pictures else Path(path).parent
+        return open_shards(wanted if wanted.is_dir() else folder / "train", path, root.resolve()), folder
+    if folder.is_dir() and any((folder / split).glob("*.tar")):
+        return open_shards(folder / split), folder
+    if folder.is_dir() and folder.name == split:  # the folder of one split: the others are beside it
+        return open_shards(path), folder.parent
+    return open_shards(path), None

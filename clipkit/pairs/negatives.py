@@ -1,0 +1,97 @@
+"""Hard negatives: captions that are almost right for a picture, and wrong.
+
+Written ones come from the samples' own ``negative`` field (a caption or a list of them). Swapped ones are made by rule
+in the manner of SugarCrepe (Hsieh et al. 2023): a word is exchanged for another of its kind, or two parts change
+places, so that the sentence stays fluent and becomes false.
+"""
+
+from __future__ import annotations
+
+import re
+
+from clipkit.errors import ClipkitError
+from clipkit.pairs.order import mix_int
+from clipkit.pairs.shards import ShardSet
+
+ALL = -1  # in a seed's place: every negative, not one drawn
+
+# Words of a kind, any of which makes a caption false in another's place.
+_KINDS = (
+    ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey"],
+    ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+    ["man", "woman", "boy", "girl"],
+    ["dog", "cat", "horse", "cow", "sheep", "bird"],
+    ["left", "right"],
+    ["above", "below"],
+    ["inside", "outside"],
+    ["front", "behind"],
+    ["small", "large"],
+    ["young", "old"],
+    ["day", "night"],
+    ["sitting", "standing", "running", "sleeping", "jumping"],
+    ["smiling", "crying"],
+    ["open", "closed"],
+    ["empty", "full"],
+)
+_KIND_OF = {word: kind for kind in _KINDS for word in kind}
+_WORD = re.compile(r"[A-Za-z]+")
+_ARTICLE = r"(?:an?|the|one|two|three|some)"
+# "a black dog and a white cat": what is said of two things is said of the other one
+_TWO_THINGS = re.compile(
+    rf"\b({_ARTICLE}) ((?:\w+ )?)(\w+) (and|with|next to|beside|behind|under|on|near|chasing|holding|riding) "
+    rf"({_ARTICLE}) ((?:\w+ )?)(\w+)\b",
+    re.IGNORECASE,
+)
+
+
+def written(shards: ShardSet, sample: int, seed: int, captions: tuple[str, ...]) -> list[str]:
+    """The sample's own negatives, one drawn by ``seed`` (or ``ALL``); none where it has none.
+
+    Raises:
+        ClipkitError: the field holds something else than text.
+    """
+    found = shards.read_record(sample)[0].get("negative")
+    texts = [found] if isinstance(found, str) else [] if found is None else found
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ClipkitError(
+            f"{shards.where(sample)}: its `negative` is {found!r}; it has to be a caption or a list of them"
+        )
+    texts = [text.strip() for text in texts if text.strip()]
+    return texts if seed == ALL or not texts else [texts[mix_int(seed, 1) % len(texts)]]
+
+
+def swapped(shards: ShardSet, sample: int, seed: int, captions: tuple[str, ...]) -> list[str]:
+    """A false version of each caption, drawn by ``seed`` (or ``ALL`` of them); none of one that no rule fits."""
+    made = []
+    for caption in captions:
+        versions = false_versions(caption)
+        made += versions if seed == ALL or not versions else [versions[mix_int(seed, 2) % len(versions)]]
+    return made
+
+
+def false_versions(caption: str) -> list[str]:
+    """What the rules make of a caption, in a fixed order, without repetition.
+
+    Example:
+        >>> false_versions("a black dog and a white cat")[-2:]
+        ['a white dog and a black cat', 'a black cat and a white dog']
+    """
+    versions = []
+    for match in _WORD.finditer(caption):
+        word = match.group()
+        for other in _KIND_OF.get(word.lower(), ()):
+            if other != word.lower():
+                other = other.capitalize() if word[0].isupper() else other
+                versions.append(caption[: match.start()] + other + caption[match.end() :])
+    for match in _TWO_THINGS.finditer(caption):
+        one, its, thing, joint, two, theirs, other = match.groups()
+        before, after = caption[: match.start()], caption[match.end() :]
+        if its.strip() and theirs.strip() and its.lower() != theirs.lower():
+            versions.append(f"{before}{one} {theirs}{thing} {joint} {two} {its}{other}{after}")
+        # "a dog and a cat" is the same as "a cat and a dog"
+        if thing.lower() != other.lower() and (its != theirs or joint.lower() not in _EITHER_WAY):
+            versions.append(f"{before}{one} {its}{other} {joint} {two} {theirs}{thing}{after}")
+    return [v for v in dict.fromkeys(versions) if v.lower() != caption.lower()]
+
+
+_EITHER_WAY = ("and", "with", "next to", "beside", "near")

@@ -1,0 +1,103 @@
+"""Augmented views of one picture: the families of the papers, drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from clipkit.pairs.decode import PictureSpec, random_crop
+
+Family = Literal["simclr", "simclr-small", "moco", "byol"]
+
+_SIGMA = (0.1, 2.0)  # pixels: the width of the blur in all of them
+
+
+@dataclass(frozen=True)
+class View:
+    """What one view changes, in this order.
+
+    Attributes:
+        scale: smallest and largest share of the picture's area in the crop (aspect 3/4 to 4/3).
+        flip: probability of a mirrored view.
+        jitter: strengths of brightness, contrast, saturation and hue; changed in random order.
+        jitter_share: probability that they are changed at all.
+        grey: probability of a grey view.
+        blur: probability of a Gaussian blur, as wide as 0.1 to 2 pixels.
+        solarize: probability that values from 128 on are inverted.
+    """
+
+    scale: tuple[float, float]
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_share: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.5
+    solarize: float = 0.0
+
+    def __call__(self, image: Tensor, spec: PictureSpec, seed: int) -> Tensor:
+        """uint8 (3, H, W) -> uint8 (3, size, size), a function of the picture and ``seed`` alone."""
+        view = random_crop(image, spec, seed, self.scale)
+        # another stream than the crop's, which starts from the seed itself
+        rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+        flip, jitter, grey, blur, solarize = rng.random(5) < (
+            self.flip,
+            self.jitter_share,
+            self.grey,
+            self.blur,
+            self.solarize,
+        )
+        if flip:
+            view = F.horizontal_flip(view)
+        if jitter and any(self.jitter):
+            view = _jittered(view, self.jitter, rng)
+        if grey:
+            view = F.rgb_to_grayscale(view, num_output_channels=3)
+        if blur:
+            kernel = max(3, spec.size // 10 | 1)  # a tenth of the side, and odd
+            view = F.gaussian_blur(view, [kernel, kernel], [float(rng.uniform(*_SIGMA))] * 2)
+        return F.solarize(view, 128) if solarize else view
+
+
+_SIMCLR = View((0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2))
+_BYOL = View((0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur=1.0)
+
+FAMILIES: dict[str, tuple[View, View]] = {
+    # Chen et al. 2020, appendix A, strength 1
+    "simclr": (_SIMCLR, _SIMCLR),
+    # the same, appendix B.9, for CIFAR-10: half the strength and no blur
+    "simclr-small": (replace(_SIMCLR, jitter=(0.4, 0.4, 0.4, 0.1), blur=0.0),) * 2,
+    # Chen et al. 2020 (MoCo v2), section 3
+    "moco": (View((0.2, 1.0)),) * 2,
+    # Grill et al. 2020, appendix B, table 6: the two views are drawn differently
+    "byol": (_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
+}
+
+
+def draw_views(image: Tensor, spec: PictureSpec, seed: int, family: Family) -> Tensor:
+    """Two views of a picture, uint8 (3, H, W) -> uint8 (2, 3, size, size), drawn from ``seed``."""
+    return torch.stack([view(image, spec, _mixed(seed, place)) for place, view in enumerate(FAMILIES[family])])
+
+
+def _mixed(seed: int, place: int) -> int:
+    """A seed for each of a picture's views."""
+    return int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0])
+
+
+def _jittered(view: Tensor, strengths: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
+    brightness, contrast, saturation, hue = strengths
+    changes: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
+        (F.adjust_brightness, float(rng.uniform(max(0.0, 1 - brightness), 1 + brightness))),
+        (F.adjust_contrast, float(rng.uniform(max(0.0, 1 - contrast), 1 + contrast))),
+        (F.adjust_saturation, float(rng.uniform(max(0.0, 1 - saturation), 1 + saturation))),
+        (F.adjust_hue, float(rng.uniform(-hue, hue))),
+    ]
+    for place in rng.permutation(len(changes)):
+        change, amount = changes[place]
+        view = change(view, amount)
+    return view

@@ -1,0 +1,125 @@
+"""Run by test_family.py: three steps of each method of two views on 1, 2 and 3 gloo processes, in float64.
+
+    python family_worker.py FOLDER
+
+The parent imports clipkit once and forks. Results go to FOLDER/results-W-RANK.pt, by the name of the case.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from clipkit.config import Config
+from clipkit.encoders import DualEncoder
+from clipkit.pairs import PairBatch
+from clipkit.pairs.order import piece
+from clipkit.recipes import find_recipe
+from clipkit.training.optim import make_optimizer
+from clipkit.training.step import settle_batchnorm, train_step
+from clipkit.training.strategy import shard
+
+WORLDS = (1, 2, 3)
+BATCH, STEPS = 7, 3
+RECIPES: dict[str, dict[str, Any]] = {
+    "simclr": {},
+    "moco": {"queue": 10, "momentum": 0.9},
+    "moco, both ways": {"queue": 20, "momentum": 0.9, "symmetric": True},
+    "byol": {"momentum": 0.5, "predictor": 8},
+    "supcon": {},
+    "triplet": {"compare": "labels", "mining": "all"},
+    "margin": {"compare": "labels"},
+}
+
+
+def config_of(name: str) -> Config:
+    """The recipe's config for a tiny ResNet."""
+    recipe = find_recipe(name.split(",")[0])
+    return recipe.defaults.replace(
+        image_model="test_resnet", image_pretrained=False, image_size=32, batch_size=BATCH, optimizer="sgd", lr=0.05,
+        projector_hidden=16, projector_dim=8, **RECIPES[name],
+    )  # fmt: skip
+
+
+def encoder(name: str) -> DualEncoder:
+    torch.manual_seed(0)
+    model = find_recipe(name.split(",")[0]).encoders(config_of(name)).double()
+    return model.train()
+
+
+def batch(step: int, rank: int, world: int) -> PairBatch:
+    """A rank's part of two views of seven pictures of three labels."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (BATCH, 2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    ids, labels = torch.arange(BATCH) + 100 * step, torch.tensor([5, 5, 6, 6, 6, 5, 9])
+    rows = piece(BATCH, rank, world)
+    return PairBatch(images[rows], None, ids[rows], ids[:0], labels=labels[rows])
+
+
+def steps(name: str, rank: int, world: int, sharded: bool = False) -> dict[str, Any]:
+    """Losses of three steps, and everything that the model then holds."""
+    config = config_of(name)
+    recipe = find_recipe(name.split(",")[0])
+    model, message = settle_batchnorm(encoder(name), None, BATCH)
+    assert message is None
+    accelerator = Accelerator(cpu=True)
+    trained: Any = shard(model) if sharded else DistributedDataParallel(model) if world > 1 else model
+    inner: DualEncoder = accelerator.unwrap_model(trained)
+    optimizer = make_optimizer(inner, config.optim)
+    losses = []
+    for i in range(STEPS):
+        result = train_step(
+            trained, batch(i, rank, world), recipe.compare(config), recipe.objective(config), optimizer, accelerator,
+            config.optim, progress=(i + 1) / STEPS,
+        )  # fmt: skip
+        losses.append(result.loss)
+    state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in inner.state_dict().items()}
+    return {"losses": losses, "state": {k: v.detach().clone() for k, v in state.items()}}
+
+
+def gradients(rank: int, world: int) -> dict[str, Tensor]:
+    """BatchNorm alone: output, gradient of the input and statistics, with a weight that differs per row."""
+    from clipkit.training.batchnorm import SyncedBatchNorm
+
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.randn(BATCH, 4, 3, 5, generator=generator, dtype=torch.float64) * 3 + 100
+    weight = torch.randn(whole.shape, generator=generator, dtype=torch.float64)
+    norm = torch.nn.BatchNorm2d(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+    rows = piece(BATCH, rank, world)
+    x = whole[rows].clone().requires_grad_()
+    synced = SyncedBatchNorm(norm)
+    out = synced(x)
+    (out * weight[rows]).sum().backward()
+    found = {"out": out.detach(), "grad": x.grad, "mean": norm.running_mean, "var": norm.running_var}
+    return {k: v.clone() for k, v in found.items() if v is not None}
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        if world > 1:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+        results: dict[str, Any] = {name: steps(name, rank, world) for name in RECIPES}
+        results["batchnorm"] = gradients(rank, world)
+        if world == 2:
+            results |= {f"{name}, sharded": steps(name, rank, world, sharded=True) for name in ("moco", "byol")}
+        if world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+        torch.save(results, Path(folder) / f"results-{world}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    mp.start_processes(rank_main, args=(sys.argv[1],), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]
