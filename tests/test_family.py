@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
-from training_helpers import COLOURS, draw, make_config, make_table, records
+from training_helpers import COLOURS, draw, finish, make_config, make_table, records, start
 
 import clipkit
 from clipkit.errors import ClipkitError
@@ -206,3 +206,16 @@ def test_what_does_not_fit_is_said(
     data = interactions if recipe == "two_tower" else classes
     with pytest.raises(ClipkitError, match=words):
         clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **settings})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, global"])
+def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"recipe": name.split(",")[0], "batch_size": 15, "max_steps": 3, "log_every": 1, "workers": 0,
+                "optimizer": "sgd", "lr": 1e-2, "eval_every": 3, **basics[name]}  # fmt: skip
+    for run, launcher in (("one", "python"), ("two", "torchrun 2")):
+        status, _, err = finish(start({**settings, "output": str(tmp_path / run)}, launcher))
+        assert status == 0, err[-3000:]
+    one, two = ([r["loss"] for r in records(tmp_path / run, "train")] for run in ("one", "two"))
+    assert len(one) == 3 and two == pytest.approx(one, rel=2e-4) and two[0] == pytest.approx(one[0], rel=1e-5)
+    assert one != two, "two processes round otherwise: they really were two"

@@ -37,10 +37,11 @@ from clipkit.training.optim import learning_rate, make_optimizer, total_steps, w
 from clipkit.training.precision import Arithmetic
 from clipkit.training.quarantine import Quarantine
 from clipkit.training.receipts import Counts, Receipts, summary
+from clipkit.training.records import read_figures, said, train_record
 from clipkit.training.run import Metrics
 from clipkit.training.step import Objective, StepResult, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
-from clipkit.training.strategy import collect, distribute, optimizer_state, whole
+from clipkit.training.strategy import collect, distribute, optimizer_state
 from clipkit.training.watch import Watch
 
 BASELINE = "baseline.json"
@@ -115,7 +116,7 @@ class Trainer:
         """
         path = self.run / BASELINE
         if self.resume is not None:
-            return _read_figures(path)
+            return read_figures(path)
         report = self.measure()
         figures = report.to_dict() if report else {}
         if self.accelerator.is_main_process:
@@ -203,7 +204,9 @@ class Trainer:
                     self._seconds += now - since
                     speed = (step - last) * config.optim.batch_size / (now - since)
                     since, last = now, step
-                    self._record(metrics, self._train_record(step, len(shards), result, rate, speed))
+                    epoch = step * size / len(shards)
+                    timing = {"samples_per_second": round(speed, 1), "seconds": round(self._seconds, 3)}
+                    self._record(metrics, train_record(self._trained, result, step, epoch, rate) | timing)
                 bar.advance(f"loss {result.loss:.3f}")
                 stopping = stop.agreed(self.model.device)
                 if step % eval_every == 0 or step == steps:
@@ -262,7 +265,7 @@ class Trainer:
         figures, goal = box
         self._record(metrics, {"kind": "eval", "step": step, **figures})
         if goal is not None:
-            self.console.say(f"step {step}: validation {_said(figures)}", detail=True)
+            self.console.say(f"step {step}: validation {said(figures)}", detail=True)
         self._evaluated = step
         if self.config.run.keep_best and goal is not None and (self._best is None or goal > self._best[0]):
             self._best = (goal, step)
@@ -296,26 +299,6 @@ class Trainer:
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 
-    def _train_record(self, step: int, n_samples: int, result: StepResult, rate: float, speed: float) -> dict[str, Any]:
-        log_scale = float(whole(self._trained.log_scale.detach()))
-        record = {
-            "kind": "train",
-            "step": step,
-            "epoch": round(step * self.config.optim.batch_size / n_samples, 4),
-            "loss": result.loss,
-            "log_scale": log_scale,
-            "scale": math.exp(log_scale),
-            "lr": rate,
-            "grad_norm": result.grad_norm,
-            "samples_per_second": round(speed, 1),
-            "seconds": round(self._seconds, 3),
-        }
-        if self._trained.bias is not None:
-            record["bias"] = float(whole(self._trained.bias.detach()))
-        if result.cleared is not None:
-            record["cleared"] = result.cleared
-        return record
-
     def _logs(self, step: int, start: int, steps: int) -> bool:
         return step % self.config.run.log_every == 0 or step in (start + 1, steps)
 
@@ -325,21 +308,3 @@ class Trainer:
         if self.config.run.log_with:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
-
-
-def _said(figures: dict[str, float]) -> str:
-    if "ndcg@10" in figures:
-        return f"recall@10 {figures['recall@10']:.1%}, NDCG@10 {figures['ndcg@10']:.1%}"
-    if "neighbours_top1" in figures:
-        return f"accuracy of the nearest neighbours {figures['neighbours_top1']:.1%}"
-    both = figures["image_to_text@1"], figures["text_to_image@1"]
-    return f"recall@1 {both[0]:.1%} image to text, {both[1]:.1%} text to image"
-
-
-def _read_figures(path: Path) -> dict[str, Any]:
-    """A run's figures before training; none if the file is missing or damaged."""
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return figures if isinstance(figures, dict) else {}
