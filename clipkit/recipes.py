@@ -100,8 +100,8 @@ class Recipe:
         defaults: its settings; a run file and the command line go over them.
         pairs: config -> the data.
         encoders: config -> the dual encoder, with what is frozen frozen.
-        compare: config -> the tables of a step; see ``clipkit.objectives.tables``.
         objective: config -> the loss over a table.
+        compare: config -> the tables of a step; see ``clipkit.objectives.tables``.
     """
 
     name: str
@@ -109,8 +109,8 @@ class Recipe:
     defaults: Config
     pairs: Callable[[Config], Pairs] = pairs_from_config
     encoders: Callable[[Config], DualEncoder] = encoders_from_config
-    compare: Callable[[Config], Compare] = compare_from_config
     objective: Callable[[Config], Objective] = objective_from_config
+    compare: Callable[[Config], Compare] = compare_from_config
 
 
 def _starter_pairs(config: Config) -> Pairs:

@@ -103,7 +103,7 @@ def test_every_recipe_says_what_it_is() -> None:
 
 def test_an_unknown_recipe() -> None:
     with pytest.raises(ClipkitError, match="clip"):
-        find_recipe("klip")
+        find_recipe("clipp")
     with pytest.raises(ClipkitError, match="starter, clip, siglip, lit"):
         find_recipe("zzzzzz")
 

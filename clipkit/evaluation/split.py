@@ -67,7 +67,8 @@ class SplitReport:
             return self.recommendation.ndcg[10].value
         if self.retrieval is None:
             return None
-        return (self.retrieval.image_to_text[1].value + self.retrieval.text_to_image[1].value) / 2
+        figures = self.retrieval.metrics()
+        return (figures["image_to_text@1"] + figures["text_to_image@1"]) / 2
 
 
 def evaluate_split(

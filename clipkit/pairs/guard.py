@@ -42,8 +42,10 @@ def caption_group(caption: str) -> int:
 
 def _copy_group(shards: ShardSet, sample: int) -> int:
     """The number of the picture that ``sample`` is a copy of, or its own; ``NONE`` where nobody looked for copies."""
+    if not shards.shards:  # a pipe
+        return NONE
     shard, at = shards.locate(sample)
-    if isinstance(shard.path, Remote):
+    if isinstance(shard.path, Remote) or not shard.keys:
         return NONE
     copies = _copies(shard.path.parent)
     if not copies:

@@ -121,8 +121,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     run = tmp_path / "run"
     real = loop.train_step
 
-    def broken(model: Any, batch: Any, objective: Any, *args: Any, **kwargs: Any) -> Any:
-        return real(model, batch, lambda c: objective(c) * value, *args, **kwargs)
+    def broken(model: Any, batch: Any, compare: Any, objective: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(model, batch, compare, lambda c: objective(c) * value, *args, **kwargs)
 
     after(monkeypatch, loop, "train_step", 4, broken)
     assert run_here(run) == 2

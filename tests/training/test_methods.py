@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import family_worker as worker
+import methods_worker as worker
 import pytest
 import torch
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of every world found, from one launch."""
-    folder = tmp_path_factory.mktemp("family")
+    folder = tmp_path_factory.mktemp("methods")
     path = os.pathsep.join([str(WORKER.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(WORKER), str(folder)],

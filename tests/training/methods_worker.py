@@ -1,6 +1,6 @@
-"""Run by test_family.py: three steps of each method of two views on 1, 2 and 3 gloo processes, in float64.
+"""Run by test_methods.py: three steps of each method of two views on 1, 2 and 3 gloo processes, in float64.
 
-    python family_worker.py FOLDER
+    python methods_worker.py FOLDER
 
 The parent imports clipkit once and forks. Results go to FOLDER/results-W-RANK.pt, by the name of the case.
 """
