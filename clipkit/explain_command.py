@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
 
         rewrite(Path(flags.markdown), flags.recipes)
         return 0
-    explained = [explain_recipe(name, flags, training) for name in _names(flags)]
+    explained = [_explained(name, flags, training) for name in _names(flags)]
     from clipkit.explain.text import report
 
     print(report(explained, max(60, shutil.get_terminal_size((100, 24)).columns)))
@@ -67,6 +67,14 @@ def run(arguments: list[str]) -> int:
             file.write(document(explained).encode())
         print(f"\npage: {flags.output}")
     return 0
+
+
+def _explained(name: str | None, flags: Explain, training: list[str]) -> Explained:
+    """``explain_recipe``; of several, the message says for which one a flag that all of them get does not fit."""
+    try:
+        return explain_recipe(name, flags, training)
+    except ClipkitError as error:
+        raise (ClipkitError(f"{name}: {error}") if len(flags.recipes) > 1 else error) from None
 
 
 def explain_recipe(name: str | None, flags: Explain, training: list[str]) -> Explained:

@@ -220,6 +220,14 @@ def test_what_differs(explained: Any) -> None:
     assert one.splitlines()[1].split() == ["clip", "clip"] and len(one.splitlines()) > 2
 
 
+def test_where_keys_come_from(explained: Any) -> None:
+    said = {name: facts(explained(name, *flags))["keys come from"] for name, flags in (
+        ("clip", ()), ("simclr", ()), ("byol", ()), ("two_tower", ()))}  # fmt: skip
+    assert said["clip"] == "the text tower, with a gradient" and said["byol"].endswith("without a gradient")
+    assert said["simclr"] == "the same encoder, with a gradient" and said["two_tower"].startswith("the items' tower")
+    assert facts(explained("clip", "--lock-text"))["keys come from"] == "the text tower, which is locked"
+
+
 def test_a_cell_in_words(explained: Any) -> None:
     e = explained("clip")
     said = cell(e.tables[0], e, 0, 0)
@@ -290,6 +298,7 @@ def test_a_run_explains_itself(tmp_path: Path, capsys: Any) -> None:
         ([], "no recipe is named"), (["klip"], "clip"), (["clip", "--samples", "1"], "--samples"),
         (["clip", "--samples", "99"], "32"), (["clip", "--data", "nowhere.csv"], "nowhere.csv"),
         (["clip", "--run", "nowhere"], "nowhere"), (["clip", "siglip", "--run", "x"], "one recipe"),
+        (["simclr", "moco", "--queue", "9"], "simclr: --queue"),
         (["clip", "--sampels", "3"], "--sampels"), (["clip", "--output", "no/where/x.html"], "no/where"),
         (["--markdown", "no/where"], "no/where"),
     ],

@@ -102,7 +102,7 @@ def _wants(explained: Explained, table: Table) -> str:
         own = (
             "the views of its label" if explained.config.data.compare == "labels" else _FOUND.get(key, f"its own {key}")
         )
-        other = f", and each {key} its own {row}," if settings.get("directions") == "both" else ""
+        other = f", and each {key} its own {row}," if settings.get("directions") == "both" and row != key else ""
         return f"Each {row} has to find {own}{other} among all that count (cross-entropy)."
     if name == "sigmoid":
         return "Every cell is a question of its own, do the two belong together: yes or no."
@@ -139,7 +139,7 @@ def facts(explained: Explained) -> dict[str, str]:
         "positives of a row": _joined(_per_row(table, POSITIVE) or "none" for table in tables),
         "negatives of a row": _joined(_negatives(table) for table in tables),
         "does not count": _joined(_left_out(table, explained) for table in tables),
-        "keys come from": _joined(_source(table) for table in tables),
+        "keys come from": _joined(_source(table, config.model.lock_text) for table in tables),
         "objective": name + "".join(f", {key} {plain(value)}" for key, value in settings.items()),
         "temperature": _joined(_temperature(table) for table in tables),
         "momentum encoder": momentum,
@@ -165,8 +165,10 @@ def _left_out(table: Table, explained: Explained) -> str:
     return "; ".join(text.removeprefix("does not count: ") for text in said) or "nothing"
 
 
-def _source(table: Table) -> str:
+def _source(table: Table, locked: bool) -> str:
     kind = table.keys[0].kind
+    if kind == "caption" and locked:
+        return "the text tower, which is locked"
     if kind == "target":
         return "the momentum encoder, without a gradient"
     if kind in ("view", "sentence"):
