@@ -77,7 +77,7 @@ def main() -> None:
     for micro in (options.micro, None):
         for batch in options.batches if micro else [min(options.batches)]:
             figures = in_process(
-                __file__, {"data": options.data, "model": options.model, "batch": batch, "micro": micro}
+                __file__, {"data": options.data, "model": options.model, "batch": batch, "micro": micro}, timeout=86_400
             )
             rows.append({"batch": batch, "micro_batch": micro, **(figures or {"failed": True})})
             if figures:

@@ -118,15 +118,18 @@ class ModelConfig:
 class OptimConfig:
     """The batch and the update."""
 
-    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine"] = "infonce"
+    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "global"] = "infonce"
     """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo), sigmoid (SigLIP), margin (contrastive,
-    Hadsell et al. 2006), triplet, or cosine (BYOL: only positives)."""
+    Hadsell et al. 2006), triplet, cosine (BYOL: only positives), or global (SogCLR: negatives of all the data,
+    remembered sample by sample, for small batches)."""
     siglip: bool = False
     """The same as --objective sigmoid."""
     margin: float | None = None
     """Margin of --objective margin (default 0.5) or triplet (0.2)."""
     mining: Literal["all", "hardest", "semihard"] = "hardest"
     """Triplets that count: all that violate the margin, each query's hardest, or those of FaceNet."""
+    gamma: float = 0.8
+    """Share of a step in what --objective global remembers."""
     view_temperature: float = 0.1
     """Temperature of the comparison of views; constant."""
     momentum: float | None = None
@@ -331,6 +334,10 @@ def check_settings(config: Config) -> None:
         raise ClipkitError(f"--momentum is {flat['momentum']}; it must be from 0 to 1")
     if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
         raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
+    if not 0 < flat["gamma"] <= 1:
+        raise ClipkitError(f"--gamma is {flat['gamma']}; it must be above 0 and at most 1")
+    if flat["objective"] == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
+        raise ClipkitError("--objective global remembers samples: it goes with --compare pairs and --negatives none")
     low, high = flat["crop_scale"]
     if not 0 < low <= high <= 1:
         raise ClipkitError(

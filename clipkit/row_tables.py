@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipkit.config import DataConfig
 from clipkit.errors import ClipkitError
+from clipkit.evaluation import leave_one_out
 from clipkit.pairs.captions import clean_caption
 from clipkit.pairs.interactions import CodeTable, InteractionSet
 from clipkit.pairs.rows import RowSet
@@ -57,8 +58,8 @@ def open_sentences(path: str | Path, separator: str | None = None, encoding: str
 
 
 def open_interactions(data: DataConfig) -> dict[str, InteractionSet]:
-    """``--train-data`` as interactions: of each user with at least three, the last is held out for ``test`` and the
-    one before for ``val`` (leave-one-out), the others are ``train``. An item that a user chose twice counts once.
+    """``--train-data`` as interactions: each user's last item is held out for ``test``, the last of the rest for
+    ``val``, and ``train`` has what is left (``clipkit.evaluation.leave_one_out``), every item of a user once.
 
     Raises:
         ClipkitError: no file, unknown columns, or nothing to learn from.
@@ -92,17 +93,13 @@ def _interactions(data: DataConfig, stamp: tuple[Any, ...]) -> dict[str, Interac
         )
     )
     row_of_user, row_of_item = ({name: row for row, name in enumerate(table.names)} for table in (users, items))
-    chosen: dict[int, dict[int, None]] = {}  # items in the order in which they were first chosen
-    for name, thing, _ in pairs:
-        chosen.setdefault(row_of_user[name], {}).setdefault(row_of_item[thing])
-    split: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
-    for person, things in chosen.items():
-        order = [(person, thing) for thing in things]
-        kept = len(order) - 2 if len(order) > 2 else len(order)
-        split["train"] += order[:kept]
-        split["val"] += order[kept : kept + 1]
-        split["test"] += order[kept + 1 :]
-    arrays = {name: np.array(found, dtype=np.int64).reshape(-1, 2) for name, found in split.items()}
+    rows_R = np.array([(row_of_user[name], row_of_item[thing]) for name, thing, _ in pairs])
+    arrays = {}
+    for split in ("test", "val"):
+        held = leave_one_out(rows_R[:, 0], rows_R[:, 1])
+        arrays[split] = np.stack([held.users, held.held_out], axis=1)
+        rows_R = rows_R[held.train_R]
+    arrays["train"] = np.array(list(dict.fromkeys(map(tuple, rows_R.tolist()))))
     counts = np.bincount(arrays["train"][:, 1], minlength=len(items.names))
     seen = _seen(arrays["train"], len(users.names))
     share = np.maximum(counts, 1) / counts.sum()

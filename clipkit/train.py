@@ -59,6 +59,8 @@ def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
     from dataclasses import replace
 
+    import torch
+
     from clipkit.pairs import NOT_PROMISED, PipeSet
     from clipkit.pairs.stream import check_batch_size
     from clipkit.results import show_results
@@ -90,6 +92,8 @@ def run(recipe: Recipe, config: Config) -> Path:
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
     compare, objective = recipe.compare(config), recipe.objective(config)
+    if isinstance(objective, torch.nn.Module):
+        objective.to(accelerator.device)
     if config.run.dry_run:
         world = accelerator.num_processes
         show_plan(config, model, pairs.train, pairs.held_out, compare, objective, arithmetic, world, console)

@@ -8,6 +8,7 @@ import gradio as gr
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Hit, Index
+from clipkit.inference.items import Item
 from demos.download import csv_button
 from demos.examples import Examples
 from demos.fields import AT_ONCE, GROUP, choice_field
@@ -44,19 +45,19 @@ def map_page(tab: gr.Tab, index: Index | None, thumbnails: Thumbnails | None, ex
         words = (query or "").strip()
         near = space.nearest(index.model.encode_text(words), _NEIGHBOURS) if words else []
         rows = space.rows.tolist()
-        found = [(point, _hit(index, rows[point], score)) for point, score in near]
+        found = [(point, _hit(space.items[point], rows[point], score)) for point, score in near]
         names = [space.name(point) for point in range(len(rows))]
         notes = _notes(len(rows), len(index))
         html = map_html(plane, groups, names, rows, found, thumbnails.address, notes)
         points = [
             {
-                "key": index.items[row].key,
-                "caption": index.items[row].caption,
+                "key": item.key,
+                "caption": item.caption,
                 "x": round(float(x), 4),
                 "y": round(float(y), 4),
                 "group": groups.names[int(groups.of[point])] if groups is not None else "",
             }
-            for point, (row, (x, y)) in enumerate(zip(rows, plane.points, strict=True))
+            for point, (item, (x, y)) in enumerate(zip(space.items, plane.points, strict=True))
         ]
         neighbours = [{"key": h.key, "caption": h.caption, "score": round(h.score, 4)} for _, h in found]
         return html, {"about": plane.about, "of": len(index), "neighbours": neighbours, "points": points}
@@ -123,6 +124,5 @@ def _notes(shown: int, of: int) -> list[str]:
     return [f"{shown:,} of {of:,} pictures are shown, a sample that is always the same; neighbours are among these."]
 
 
-def _hit(index: Index, row: int, score: float) -> Hit:
-    item = index.items[row]
+def _hit(item: Item, row: int, score: float) -> Hit:
     return Hit(score, item.path, item.key, item.caption, row)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Index
+from clipkit.inference.items import Item
 
 MAX_POINTS = 2_000  # a page with more is slow, and no eye tells them apart
 MAX_GROUPS = 10  # colours that can be told apart
@@ -56,16 +57,18 @@ class Space:
     def __init__(self, index: Index, most: int = MAX_POINTS) -> None:
         self.index = index
         self.rows = sample(len(index), most)
-        self._embeddings: Array | None = None
         self._planes: dict[str, Plane] = {}
         self._lock = threading.Lock()  # two users who ask at once do not both wait for a layout of their own
 
-    @property
+    @cached_property
     def embeddings(self) -> Array:
         """float32 (n, D) of what is shown."""
-        if self._embeddings is None:
-            self._embeddings = np.asarray(self.index.embeddings[self.rows], dtype=np.float32)
-        return self._embeddings
+        return np.asarray(self.index.embeddings[self.rows], dtype=np.float32)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """What is shown; read once, because rows far apart in a large index each cost a reading of their own."""
+        return [self.index.items[row] for row in self.rows.tolist()]
 
     def plane(self, method: str) -> Plane:
         """The layout by one of ``METHODS``.
@@ -116,16 +119,14 @@ class Space:
 
     def name(self, point: int) -> str:
         """Caption or key of a point's picture."""
-        item = self.index.items[int(self.rows[point])]
+        item = self.items[point]
         return item.caption or item.key
 
     def _labels(self) -> list[str]:
         found = []
-        for row in self.rows.tolist():
-            item = self.index.items[row]
-            meta = json.loads(item.meta) if item.meta else {}
+        for item in self.items:
             folder = PurePath(item.key).parent
-            found.append(str(meta.get("label") or (folder.parts[0] if folder.parts else "no label")))
+            found.append(str(item.meta.get("label") or (folder.parts[0] if folder.parts else "no label")))
         return found
 
 

@@ -13,6 +13,7 @@ _PAGES = """
 .ck-found .grid-container, .ck-upload .grid-container { padding-top: 1.75rem !important; }
 .ck-several .grid-container { grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) !important; }
 /* The line of text below the picture, not over its feet */
+.ck-found .caption-label { max-width: 100%; }
 .ck-found .thumbnail-lg > img { box-sizing: border-box; padding-bottom: 1.75rem; }
 @media (max-width: 640px) { .ck-found .grid-container { --grid-cols: 2 !important; } }
 

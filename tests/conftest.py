@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: as many processes as cores are at work already
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test needs a network
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))  # training_helpers: a small table and a tiny model
+Cli = Callable[..., tuple[int, str, str]]
 
 
 def _picture(seed: int = 0, size: tuple[int, int] = (40, 30), ext: str = "jpg") -> bytes:
@@ -65,3 +70,72 @@ def write_shards() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training_helpers import make_table
+
+    return make_table(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Path:
+    """A run that has seen its sixty pictures often enough to know them."""
+    import torch
+    from training_helpers import make_config
+
+    import clipkit
+
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(root / "cache"))
+        clipkit.train(
+            "clip", train_data=str(table), val_data=str(table), model=str(make_config(root / "tiny.json")), lr=3e-3,
+            batch_size=30, epochs=20, eval_every=40, workers=0, output=str(root / "run"),
+        )  # fmt: skip
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+    return root / "run"
+
+
+@pytest.fixture
+def cli(capfd: Any) -> Cli:
+    """``cli("search", "a bird", ...)``: exit status, standard output, standard error."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        from clipkit.cli import main
+
+        capfd.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def mistake(cli: Cli) -> Callable[..., str]:
+    """The one line of a mistake: exit status 2, nothing on standard output, no traceback."""
+
+    def call(*arguments: Any) -> str:
+        status, out, err = cli(*arguments)
+        assert status == 2, (status, out, err)
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1 and lines[0].startswith("clipkit: "), err
+        assert "Traceback" not in out + err
+        return lines[0]
+
+    return call

@@ -7,83 +7,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 from training_helpers import ROOT, draw, make_config, make_table
 
-from clipkit.cli import VERBS, main
+from clipkit.cli import VERBS
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_table(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Path:
-    """A run that has seen its sixty pictures often enough to know them."""
-    import torch
-
-    import clipkit
-
-    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    root = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPKIT_CACHE", str(root / "cache"))
-        clipkit.train(
-            "clip", train_data=str(table), val_data=str(table), model=str(make_config(root / "tiny.json")), lr=3e-3,
-            batch_size=30, epochs=20, eval_every=40, workers=0, output=str(root / "run"),
-        )  # fmt: skip
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(matmul)
-    return root / "run"
-
-
-@pytest.fixture
-def cli(capfd: Any) -> Cli:
-    """``cli("search", "a bird", ...)``: exit status, standard output, standard error."""
-
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        capfd.readouterr()
-        try:
-            status = main([str(a) for a in arguments])
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
-
-
-@pytest.fixture
-def mistake(cli: Cli) -> Callable[..., str]:
-    """The one line of a mistake: exit status 2, nothing on standard output, no traceback."""
-
-    def call(*arguments: Any) -> str:
-        status, out, err = cli(*arguments)
-        assert status == 2, (status, out, err)
-        lines = [line for line in err.splitlines() if line.strip()]
-        assert len(lines) == 1 and lines[0].startswith("clipkit: "), err
-        assert "Traceback" not in out + err
-        return lines[0]
-
-    return call
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -308,183 +245,6 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
 # What the verbs do
 
 
-def test_search(cli: Cli, run: Path, table: Path) -> None:
-    status, out, err = cli("search", "a red left", "--model", run, "-n", "4")
-    assert status == 0 and err == ""
-    lines = out.splitlines()
-    assert len(lines) == 4
-    scores = [float(line.split()[0]) for line in lines]
-    assert scores == sorted(scores, reverse=True)
-    assert any("red" in line for line in lines), "the run has learned its pictures"
-    status, out, _ = cli("search", table.parent / "010.png", "--model", run, "-n", "1")
-    assert status == 0 and "a red right" in out and out.startswith("1.000"), "a picture finds itself"
-
-
-def test_search_json(cli: Cli, run: Path, table: Path) -> None:
-    status, out, _ = cli("search", "a red left", "--model", run, "-n", "3", "--json")
-    hits = json.loads(out)
-    assert status == 0 and len(hits) == 3
-    assert {"score", "path", "caption"} <= hits[0].keys()
-    status, out, _ = cli("search", "a red left", "--model", run, "--json", "--threshold", "2")
-    assert status == 0 and json.loads(out) == []
-    status, out, _ = cli("search", "a red left", "--model", run, "--images", table.parent, "--json", "-n", "100")
-    hits = json.loads(out)
-    assert len(hits) == 60 and all(Path(h["path"]).is_file() for h in hits)
-
-
-def test_search_with_arithmetic_filters_and_a_viewer(
-    cli: Cli, run: Path, table: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr("webbrowser.open", shown.append)
-    picture = table.parent / "010.png"
-    common = ["--model", run, "--images", table.parent, "--json"]
-    status, out, _ = cli("search", f'{picture} - "blue"', *common, "-n", "5", "--where", "key=01*", "--open")
-    hits = json.loads(out)
-    assert status == 0 and len(hits) == 5 and all(h["key"].startswith("01") for h in hits)
-    assert [Path(address).name for address in shown] == [Path(h["path"]).name for h in hits]
-    assert all(address.startswith("file:///") for address in shown)
-    status, out, _ = cli("search", picture, *common, "-n", "60", "--hide-similar", "0.99")
-    few = json.loads(out)
-    assert few[0]["path"] == str(picture) and 1 <= len(few) < 60
-    status, _, err = cli("search", "a bird", *common, "--where", "labl=bird")
-    assert status == 2 and "labl" in err and err.count("\n") == 1
-
-
-def test_index_and_search(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for colour in ("red", "blue"):
-        draw(colour, "plain").save(folder / f"{colour}.png")
-    (folder / "bad.png").write_bytes(b"no picture")
-    status, out, err = cli("index", folder, "--model", run)
-    assert status == 0 and "2 pictures" in out and (tmp_path / "photos.index").is_dir()
-    assert err.startswith("clipkit: skipped") and "bad.png" in err and err.count("\n") == 1
-    assert "(2 added)" in out
-    status, out, _ = cli("index", folder, "--model", run)
-    assert status == 0 and "2 pictures indexed (nothing has changed)" in out
-    status, out, _ = cli("search", "a red plain", "--index", tmp_path / "photos.index", "--model", run, "--json")
-    assert status == 0 and sorted(Path(h["path"]).name for h in json.loads(out)) == ["blue.png", "red.png"]
-    status, out, _ = cli("index", folder, "--model", run, "--output", tmp_path / "other.index")
-    assert status == 0 and (tmp_path / "other.index").is_dir()
-
-
-def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Path, tmp_path: Path) -> None:
-    assert cli("index", table.parent, "--model", run, "--output", tmp_path / "an.index")[0] == 0
-    other = tmp_path / "an.index" / "index.json"
-    header = json.loads(other.read_text())
-    other.write_text(json.dumps({**header, "fingerprint": "of another"}))
-    assert "an.index" in mistake("search", "a bird", "--index", tmp_path / "an.index", "--model", run)
-
-
-def test_index_with_captions(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    (folder / "deep").mkdir(parents=True)
-    for i, colour in enumerate(("red", "blue", "green")):
-        draw(colour, "plain").save(folder / ("deep" if i else ".") / f"{colour}.png")
-    captions = tmp_path / "captions.csv"
-    captions.write_text(
-        "filepath,caption\nred.png,a tree in winter\ndeep/blue.png,two dogs\ndeep/blue.png,a boat\ngone.png,a cat\n"
-    )
-    status, out, err = cli("index", folder, "--captions", captions, "--model", run)
-    assert status == 0 and "3 pictures indexed (3 added, 3 captions)" in out
-    assert err.count("\n") == 1 and "gone.png" in err
-    search = ["--index", tmp_path / "photos.index", "--model", run, "--json"]
-    for text, name in (("a boat", "blue.png"), ("two dogs", "blue.png"), ("a tree in winter", "red.png")):
-        for by in ("caption", "either"):
-            hits = json.loads(cli("search", text, "--by", by, *search)[1])
-            assert hits[0]["path"].endswith(name) and hits[0]["caption"] == text and hits[0]["score"] > 0.999
-            assert len(hits) == (2 if by == "caption" else 3)
-    status, out, _ = cli("index", folder, "--model", run)
-    assert status == 0 and "nothing has changed" in out, "the captions stay"
-    assert len(json.loads(cli("search", "a boat", "--by", "caption", *search)[1])) == 2
-
-    captions.write_text("filepath,caption\nphotos/deep/green.png,a boat\n")  # from where the table is
-    assert cli("index", folder, "--captions", captions, "--model", run)[0] == 0
-    hits = json.loads(cli("search", "a boat", "--by", "caption", *search)[1])
-    assert [Path(h["path"]).name for h in hits] == ["green.png"]
-
-    captions.write_text(f"filepath,caption\n{tmp_path / 'elsewhere.png'},a boat\n")
-    draw("red", "plain").save(tmp_path / "elsewhere.png")
-    assert "names no picture" in mistake("index", folder, "--captions", captions, "--model", run)
-    cli("index", folder, "--output", tmp_path / "plain.index", "--model", run)
-    plain = ["--index", tmp_path / "plain.index", "--model", run]
-    assert "--captions" in mistake("search", "a boat", "--by", "caption", *plain)
-
-
-def test_index_of_shards(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
-    assert cli("prepare", table, tmp_path / "shards")[0] == 0
-    train = tmp_path / "shards" / "train"
-    status, out, _ = cli("index", train, "--model", run)
-    assert status == 0 and "pictures indexed" in out and "captions" in out
-    search = ["--index", f"{train}.index", "--model", run, "--json", "-n", "1"]
-    hit = json.loads(cli("search", "a red left", "--by", "caption", *search)[1])[0]
-    assert hit["caption"] == "a red left" and hit["score"] > 0.999
-    assert "--captions" in mistake("index", train, "--captions", table, "--model", run)
-
-
-def test_the_runs_own_index_holds_its_captions(cli: Cli, run: Path) -> None:
-    status, out, _ = cli("search", "a red left", "--by", "caption", "--model", run, "-n", "1")
-    assert status == 0 and out.startswith("1.000") and "a red left" in out
-
-
-def test_grouped_hits_say_how_many_stand_behind(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
-    for i in range(5):
-        draw("red", "plain").save(tmp_path / f"red{i}.png")
-    draw("blue", "left").save(tmp_path / "blue.png")
-    common = ["--images", tmp_path, "--model", run]
-    status, out, _ = cli("search", tmp_path / "red2.png", *common, "--group", "0.999")
-    lines = out.splitlines()
-    assert status == 0 and len(lines) == 2 and "red0.png" in lines[0] and lines[0].endswith("and 4 like it")
-    assert "like it" not in lines[1]
-    hits = json.loads(cli("search", tmp_path / "red2.png", *common, "--group", "0.999", "--json")[1])
-    assert [h["others"] for h in hits] == [4, 0]
-    assert "hide_similar" in mistake("search", "a", *common, "--group", "0.9", "--hide-similar", "0.9")
-
-
-def test_backends(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
-    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'clipkit[faiss]'")
-    index = ["index", table.parent, "--output", tmp_path / "an.index", "--model", run]
-    search = ["search", "a red left", "--index", tmp_path / "an.index", "--model", run, "--json"]
-    assert cli(*index)[0] == 0
-    exact = cli(*search)[1]
-    status, out, _ = cli(*index, "--backend", "faiss")
-    assert status == 0 and "pictures are searched with faiss: it finds 100.0% of the exact 10 best" in out
-    assert cli(*search)[1] == exact and list((tmp_path / "an.index").glob("faiss-*"))
-    status, out, _ = cli(*index)
-    assert status == 0 and "faiss" in out and "nothing has changed" in out, "it stays what it is"
-    assert cli(*index, "--backend", "exact")[0] == 0 and not list((tmp_path / "an.index").glob("faiss-*"))
-    assert "--backend milvus" in mistake(*index, "--uri", "http://localhost:19530")
-    mistake(*index, "--backend", "fais")
-
-
-def test_classify(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
-    pictures = [table.parent / f"{i:03d}.png" for i in (50, 52)]  # plain red, plain blue
-    labels = ["red plain", "blue plain", "green plain"]
-    status, out, err = cli("classify", *pictures, "--labels", *labels, "--templates", "a {}", "--model", run)
-    assert status == 0 and err == ""
-    first, second = out.splitlines()
-    assert str(pictures[0]) in first and first.index("red plain") < first.index("blue plain")
-    assert second.index("blue plain") < second.index("red plain") and "%" in first
-    (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n\n")
-    for given in ([str(tmp_path / "labels.txt")], [",".join(labels)]):
-        again = cli("classify", *pictures, "--labels", *given, "--templates", "a {}", "--model", run)
-        assert again == (0, out, "")
-
-
-def test_classify_json_and_bad_pictures(cli: Cli, run: Path, table: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    draw("red", "plain").save(folder / "red.png")
-    (folder / "bad.jpg").write_bytes(b"no picture")
-    status, out, err = cli("classify", folder, "--labels", "a", "b", "--json", "-k", "9", "--model", run)
-    found = json.loads(out)
-    assert status == 0 and len(found) == 1 and found[0]["path"].endswith("red.png")
-    assert sum(entry["probability"] for entry in found[0]["labels"]) == pytest.approx(1, abs=1e-5)
-    assert [entry["label"] for entry in found[0]["labels"]] != [] and len(found[0]["labels"]) == 2
-    assert "bad.jpg" in err and err.startswith("clipkit: ") and err.count("\n") == 1
-
-
 def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -507,42 +267,6 @@ def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert html.count('<img src="data:image/webp;base64,') == 3 and ">red.png<" in html and str(folder) not in html
     for row in rows:
         assert f"{row['best_caption']} ({float(row['score']):.3f})" in html
-
-
-def test_embed(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
-    import hashlib
-
-    import pyarrow.parquet as pq
-
-    import clipkit
-
-    model = clipkit.load(run, device="cpu")
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
-    status, out, err = cli("embed", bad, table.parent, "--output", tmp_path / "pictures", "--model", run)
-    assert status == 0 and "60 embeddings" in out
-    assert err.startswith("clipkit: skipped") and "bad.png" in err and err.count("\n") == 1
-    rows = np.load(tmp_path / "pictures.npy", mmap_mode="r", allow_pickle=False)
-    named = pq.read_table(tmp_path / "pictures.parquet")
-    assert named.column_names == ["row", "path", "content"] and named["row"].to_pylist() == list(range(60))
-    paths = named["path"].to_pylist()
-    assert rows.shape == (60, 24) and rows.dtype == np.float32 and str(bad) not in paths
-    np.testing.assert_allclose(rows, model.encode_image(paths), atol=1e-5)
-    hashes = [hashlib.blake2b(Path(p).read_bytes(), digest_size=16).hexdigest() for p in paths]
-    assert named["content"].to_pylist() == hashes
-    assert named.schema.metadata[b"model"] == str(run).encode()
-
-    (tmp_path / "lines.txt").write_text("a bird\n\ntwo dogs\n")
-    status, _, _ = cli("embed", tmp_path / "lines.txt", "--output", tmp_path / "texts", "--model", run)
-    assert status == 0
-    np.testing.assert_allclose(np.load(tmp_path / "texts.npy"), model.encode_text(["a bird", "two dogs"]), atol=1e-5)
-    assert pq.read_table(tmp_path / "texts.parquet")["text"].to_pylist() == ["a bird", "two dogs"]
-
-    (tmp_path / "worse.png").write_bytes(b"no picture")
-    assert "none of 2 pictures" in mistake(
-        "embed", bad, tmp_path / "worse.png", "--output", tmp_path / "none", "--model", run
-    )
-    assert not list(tmp_path.glob("*none*")), "nothing half stays"
 
 
 def test_evaluate_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -659,49 +383,3 @@ def test_prepare(cli: Cli, mistake: Any, table: Path, tmp_path: Path) -> None:
     assert status == 0 and "there already" in out
     assert "--overwrite" in mistake("prepare", table, tmp_path / "shards", "--samples-per-shard", 7)
     assert "nowhere.csv" in mistake("prepare", tmp_path / "nowhere.csv", tmp_path / "other")
-
-
-@pytest.mark.slow
-def test_a_closed_pipe_is_no_error(run: Path, table: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        f"{sys.executable} -m clipkit search 'a red left' --model {run} --images {table.parent} -n 60 | head -n 1",
-        shell=True, env=env, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
-    assert done.stdout.count("\n") == 1
-
-
-def test_calibrate_and_classify(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:
-    root, out_file = tmp_path / "classes", tmp_path / "calibration.json"
-    for colour in ("red", "blue"):
-        (root / colour).mkdir(parents=True)
-        for i, shape in enumerate(("plain", "left", "right") * 2):
-            draw(colour, shape).save(root / colour / f"{i}.png")
-    (root / "none").mkdir()
-    draw("green", "plain").save(root / "none" / "0.png")
-    status, out, err = cli("calibrate", root, "--model", run, "--output", out_file)
-    assert status == 0 and err == ""
-    assert "12 pictures of 2 classes, 1 of none" in out and "expected calibration error" in out
-    made = json.loads(out_file.read_text())
-    assert made["labels"] == ["blue", "red"] and made["temperature"] > 0
-
-    status, out, _ = cli("classify", root, "--calibration", out_file, "--model", run, "--json")
-    results = json.loads(out)
-    assert status == 0 and len(results) == 13
-    for result in results:
-        assert result["none_of_these"] == (result["labels"][0]["probability"] < made["none_below"])
-    kept = [not r["none_of_these"] for r in results if "/none/" not in r["path"]]
-    assert sum(kept) / len(kept) == pytest.approx(made["known_kept"])
-    status, out, _ = cli("classify", root / "none", "--calibration", out_file, "--model", run)
-    assert status == 0 and ("none of these (" in out) == (made["none_found"] == 1)
-
-    assert "--labels" in mistake("classify", root, "--calibration", out_file, "--labels", "a", "b", "--model", run)
-    assert "gone.json" in mistake("classify", root, "--calibration", tmp_path / "gone.json", "--model", run)
-    (tmp_path / "other.json").write_text('{"labels": ["a"]}')
-    assert "other.json" in mistake("classify", root, "--calibration", tmp_path / "other.json", "--model", run)
-    made["fingerprint"] = "another"
-    (tmp_path / "other.json").write_text(json.dumps(made))
-    assert "calibrate again" in mistake("classify", root, "--calibration", tmp_path / "other.json", "--model", run)
-    assert "classes" in mistake("calibrate", root / "red", "--model", run)
-    assert "nowhere" in mistake("calibrate", tmp_path / "nowhere", "--model", run)

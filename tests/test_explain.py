@@ -182,6 +182,14 @@ def test_gradients_of_recipes(explained: Any) -> None:
     assert byol.temperature is None
 
 
+def test_an_objective_that_remembers(explained: Any) -> None:
+    """It asks the recipe's data how many samples there are: the built-in ones too."""
+    e = explained("clip", "--objective", "global")
+    table = e.tables[0]
+    assert e.objective[0] == "GlobalContrastive" and roles(e)[0] == "+--g"
+    assert (table.gradients[table.roles == "+"] < 0).all() and table.gradients[0, 3] == 0
+
+
 def test_a_table_that_is_not_held_is_refused(explained: Any) -> None:
     with pytest.raises(ClipkitError, match="--samples"):
         explained("moco", "--queue", "65536")

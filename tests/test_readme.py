@@ -31,6 +31,14 @@ def test_the_first_screen_holds_a_picture_two_commands_and_what_they_print() -> 
     assert "Held-out test split" in screen
 
 
+def test_every_file_that_it_links_to_is_there_and_no_picture_is_heavy() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert {"docs/map.png", "docs/search.png", "CONTRIBUTING.md"} <= set(links)
+    for link in links:
+        assert (ROOT / link).exists(), link
+        assert (ROOT / link).suffix != ".png" or (ROOT / link).stat().st_size <= 250_000, link
+
+
 def test_ci_calls_the_test_command() -> None:
     assert "grep -m1 -F '\".[test]\"' README.md" in (ROOT / ".ci" / "run").read_text()
 

@@ -101,7 +101,7 @@ def encode_captions(
     """
     was_training = model.training
     model.eval()
-    by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    by_length = model.tokenizer.by_length(captions)
     rows = torch.zeros(len(captions), model.embed_dim)
 
     def run(chosen: Sequence[int]) -> Tensor:

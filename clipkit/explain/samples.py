@@ -56,8 +56,8 @@ def write_samples(folder: Path, compared: str, n: int) -> Path:
         texts = [[f"{t} ({a + 1})" if t and a else t for t in row] for row, a in zip(rows, again, strict=True)]
         return _table(folder / "sentences.csv", ["sentence1", "sentence2", "negative"], texts)
     if compared == "interactions":
-        # Two for each user: of three and more, the last are held out.
-        return _table(folder / "chosen.csv", ["user", "item"], [[_user(i), _item(i)] for i in range(n)])
+        chosen = [[_user(i), _item(i)] for i in range(n)]
+        return _table(folder / "chosen.csv", ["user", "item"], [*chosen, *_held_out(chosen)])
     return _shard(folder / "shapes.tar", n)
 
 
@@ -75,6 +75,14 @@ def _user(i: int) -> str:
 def _item(i: int) -> str:
     """Every second user's first item is the first user's: another's choice of one's own item is no negative."""
     return _ITEMS[0] if i % 4 == 2 else _ITEMS[(i // 2 + i) % len(_ITEMS)]
+
+
+def _held_out(chosen: list[list[str]]) -> list[list[str]]:
+    """Two further items of each user: the last are held out for validation and for the test."""
+    items: dict[str, list[str]] = {}
+    for user, item in chosen:
+        items.setdefault(user, []).append(item)
+    return [[user, item] for user, own in items.items() for item in [x for x in _ITEMS if x not in own][:2]]
 
 
 def _shard(path: Path, n: int) -> Path:

@@ -1,7 +1,7 @@
 """The triplet loss in strips: some rows with all their columns at a time, as mining looks at a whole row.
 
-A strip has as many rows as make no more cells than a tile. The keys are gathered whatever the comparison's
-``exchange``: a row cannot be mined while part of it is under way.
+A strip has as many rows as make a quarter of a tile's cells, as each is held several times in float64. The keys are
+gathered whatever the comparison's ``exchange``: a row cannot be mined while part of it is under way.
 
 Distances are squared, d = 2 - 2 s; what is compared here is -2 s, which float32 has to the last bit. Within a row, the
 negatives' distances are sorted once. A positive p is violated by the first k of them that are below d_p + margin, so
@@ -76,7 +76,7 @@ class TiledTriplet(torch.autograd.Function):
 
 def _strips(walk: Walk, width: int) -> Iterator[tuple[slice, Places | None, Tensor]]:
     """Rows, their positives, and (r, width) bool which cells are no negatives."""
-    height = max(1, walk.tiling.rows * walk.tiling.columns // max(width, 1))
+    height = max(1, walk.tiling.rows * walk.tiling.columns // 4 // max(width, 1))
     for start in range(0, len(walk.query_ids), height):
         rows = slice(start, min(start + height, len(walk.query_ids)))
         positives, excluded = walk.places(rows)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from clipkit.training.strategy import load_optimizer_state
 FOLDER = "checkpoints"
 STATE, CONFIG, DIGESTS = "state.json", "config.yaml", "digests.json"
 WEIGHTS, FROZEN, OPTIMIZER = "model.safetensors", "frozen.safetensors", "optimizer"
+MEMORY = "objective.safetensors"
 REPLACED = ".replaced-"  # before the name of a checkpoint that gives way to a new one of the same step
 
 
@@ -60,13 +62,19 @@ class State:
 
 
 def save_checkpoint(
-    run: Path, model: DualEncoder, optimizer_state: dict[str, Any], state: State, config: Config
+    run: Path,
+    model: DualEncoder,
+    optimizer_state: dict[str, Any],
+    state: State,
+    config: Config,
+    memory: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write ``run/checkpoints/step-N``. Called by one process.
 
     Args:
         model: whole, not sharded.
         optimizer_state: as ``clipkit.training.strategy.optimizer_state`` gives it.
+        memory: what the objective remembers between steps.
 
     Raises:
         ClipkitError: the disk is full or cannot be written; earlier checkpoints stay as they are.
@@ -83,6 +91,8 @@ def save_checkpoint(
             _link_frozen(run, {k: v for k, v in tensors.items() if k in frozen_names}, temporary / FROZEN)
         save_description(model, temporary)
         _save_optimizer(optimizer_state, temporary)
+        if memory:
+            save_file({k: v.detach().cpu().contiguous() for k, v in memory.items()}, temporary / MEMORY)
         save_config(config, temporary / CONFIG)
         digests = {path.relative_to(temporary).as_posix(): _digest(path) for path in _digested(temporary)}
         (temporary / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
@@ -179,6 +189,22 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     if extra is not None:
         raise ClipkitError(f"{checkpoint}: weight {extra!r} is not in this run's model; it belongs to another model")
     model.load_state_dict(tensors)
+
+
+def load_memory(objective: nn.Module, checkpoint: Path) -> None:
+    """What the objective remembered, back into it.
+
+    Raises:
+        ClipkitError: the checkpoint has none, or another objective's.
+    """
+    path = checkpoint / MEMORY
+    try:
+        objective.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ClipkitError(f"{path}: missing; resume with the --objective that the run was started with") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClipkitError(f"{path}: does not fit this run's objective ({reason}); resume with its own") from None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:

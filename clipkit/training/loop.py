@@ -19,11 +19,12 @@ from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
 from clipkit.objectives import Compare
-from clipkit.pairs import make_order
+from clipkit.pairs import PairBatch, make_order
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.pairs.stream import stream
 from clipkit.training.checkpoint import (
     State,
+    load_memory,
     load_optimizer,
     load_weights,
     read_state,
@@ -36,10 +37,12 @@ from clipkit.training.optim import learning_rate, make_optimizer, total_steps, w
 from clipkit.training.precision import Arithmetic
 from clipkit.training.quarantine import Quarantine
 from clipkit.training.receipts import Counts, Receipts, summary
+from clipkit.training.records import read_figures, said, train_record
 from clipkit.training.run import Metrics
 from clipkit.training.step import Objective, StepResult, settle_batchnorm, train_step
 from clipkit.training.stopping import StopRequest
-from clipkit.training.strategy import collect, distribute, optimizer_state, whole
+from clipkit.training.strategy import collect, distribute, optimizer_state
+from clipkit.training.watch import Watch
 
 BASELINE = "baseline.json"
 _COUNTED = 1 << 24  # cells of a table in which those that the guard clears are counted
@@ -113,7 +116,7 @@ class Trainer:
         """
         path = self.run / BASELINE
         if self.resume is not None:
-            return _read_figures(path)
+            return read_figures(path)
         report = self.measure()
         figures = report.to_dict() if report else {}
         if self.accelerator.is_main_process:
@@ -167,7 +170,7 @@ class Trainer:
         if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
             self._validate(start, metrics)
             self._save(start, optimizer)
-        size = config.optim.batch_size
+        size, watch = config.optim.batch_size, Watch(warmup)
         with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
             since, last = time.perf_counter(), start
             for batch in batches:
@@ -201,9 +204,13 @@ class Trainer:
                     self._seconds += now - since
                     speed = (step - last) * config.optim.batch_size / (now - since)
                     since, last = now, step
-                    self._record(metrics, self._train_record(step, len(shards), result, rate, speed))
+                    epoch = step * size / len(shards)
+                    timing = {"samples_per_second": round(speed, 1), "seconds": round(self._seconds, 3)}
+                    self._record(metrics, train_record(self._trained, result, step, epoch, rate) | timing)
                 bar.advance(f"loss {result.loss:.3f}")
                 stopping = stop.agreed(self.model.device)
+                if step % eval_every == 0 or step == steps:
+                    self._watch(watch, result, batch, step, metrics)
                 if self._evaluation_due(step, steps, eval_every) and not stopping:
                     self._validate(step, metrics)
                     since, last = time.perf_counter(), step
@@ -226,6 +233,8 @@ class Trainer:
                 f"--train-data, or start a new run with --output"
             )
         load_weights(self.model, self.resume)
+        if isinstance(self.objective, torch.nn.Module):
+            load_memory(self.objective, self.resume)
         self._counts = state.receipts
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
@@ -233,6 +242,10 @@ class Trainer:
             self.console.say(f"the best checkpoint so far, step {self._best[1]}, is not there: the best is sought anew")
             self._best = None
         return state.step
+
+    def _memory(self) -> dict[str, torch.Tensor]:
+        """What the objective remembers between steps, if it is one that does."""
+        return self.objective.state_dict() if isinstance(self.objective, torch.nn.Module) else {}
 
     def _cached(self) -> bool:
         return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
@@ -252,10 +265,19 @@ class Trainer:
         figures, goal = box
         self._record(metrics, {"kind": "eval", "step": step, **figures})
         if goal is not None:
-            self.console.say(f"step {step}: validation {_said(figures)}", detail=True)
+            self.console.say(f"step {step}: validation {said(figures)}", detail=True)
         self._evaluated = step
         if self.config.run.keep_best and goal is not None and (self._best is None or goal > self._best[0]):
             self._best = (goal, step)
+
+    def _watch(self, watch: Watch, result: StepResult, batch: PairBatch, step: int, metrics: Metrics | None) -> None:
+        if metrics is None:  # one process looks at its own part
+            return
+        record, sentences = watch.look(result.embeddings, batch, step)
+        if record:
+            self._record(metrics, record)
+        for sentence in sentences:
+            self.console.say(sentence)
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         collect(self._trained, self.model)
@@ -273,29 +295,9 @@ class Trainer:
                 time.time(),
                 counts,
             )
-            save_checkpoint(self.run, self.model, moments, state, self.config)
+            save_checkpoint(self.run, self.model, moments, state, self.config, self._memory())
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
-
-    def _train_record(self, step: int, n_samples: int, result: StepResult, rate: float, speed: float) -> dict[str, Any]:
-        log_scale = float(whole(self._trained.log_scale.detach()))
-        record = {
-            "kind": "train",
-            "step": step,
-            "epoch": round(step * self.config.optim.batch_size / n_samples, 4),
-            "loss": result.loss,
-            "log_scale": log_scale,
-            "scale": math.exp(log_scale),
-            "lr": rate,
-            "grad_norm": result.grad_norm,
-            "samples_per_second": round(speed, 1),
-            "seconds": round(self._seconds, 3),
-        }
-        if self._trained.bias is not None:
-            record["bias"] = float(whole(self._trained.bias.detach()))
-        if result.cleared is not None:
-            record["cleared"] = result.cleared
-        return record
 
     def _logs(self, step: int, start: int, steps: int) -> bool:
         return step % self.config.run.log_every == 0 or step in (start + 1, steps)
@@ -306,21 +308,3 @@ class Trainer:
         if self.config.run.log_with:
             numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(numbers, step=record["step"])
-
-
-def _said(figures: dict[str, float]) -> str:
-    if "ndcg@10" in figures:
-        return f"recall@10 {figures['recall@10']:.1%}, NDCG@10 {figures['ndcg@10']:.1%}"
-    if "neighbours_top1" in figures:
-        return f"accuracy of the nearest neighbours {figures['neighbours_top1']:.1%}"
-    both = figures["image_to_text@1"], figures["text_to_image@1"]
-    return f"recall@1 {both[0]:.1%} image to text, {both[1]:.1%} text to image"
-
-
-def _read_figures(path: Path) -> dict[str, Any]:
-    """A run's figures before training; none if the file is missing or damaged."""
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return figures if isinstance(figures, dict) else {}

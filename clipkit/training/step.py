@@ -31,11 +31,13 @@ class StepResult:
     Attributes:
         loss: of the global batch, before the update.
         grad_norm: of the whole gradient, before clipping.
+        embeddings: that it compared, before the update.
         cleared: cells that the false-negative guard took out, if they were counted.
     """
 
     loss: float
     grad_norm: float
+    embeddings: Embeddings
     cleared: int | None = None
 
 
@@ -86,7 +88,7 @@ def train_step(
     with torch.no_grad():
         dual.log_scale.clamp_(max=math.log(config.scale_max))
         dual.after_step(_with_all_targets(embeddings), progress)
-    return StepResult(value, norm, cleared)
+    return StepResult(value, norm, embeddings, cleared)
 
 
 def step_loss(

@@ -7,7 +7,9 @@ right if it is as close to that as the same precision on one process is, within 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from clipkit.config import OptimConfig
 from clipkit.encoders import DualEncoder
-from clipkit.objectives import Compare, dense, infonce, sigmoid
+from clipkit.objectives import (
+    Compare,
+    dense,
+    dense_distances,
+    infonce,
+    margin,
+    negative_cosine,
+    sigmoid,
+    triplet,
+)
 from clipkit.objectives.exchange import alone, world_size
 from clipkit.pairs import PairBatch
 from clipkit.training.step import Objective, step_loss
@@ -24,7 +35,13 @@ from clipkit.training.strategy import distribute, whole
 TOLERANCE = 5e-6  # of a gradient's norm, in float32
 _NEGLIGIBLE = 1e-6  # of all gradients' norm: below it a gradient is compared with that norm and not with its own
 
-_DENSE: dict[Objective, Objective] = {infonce: dense.infonce, sigmoid: dense.sigmoid}
+_DENSE: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    infonce: dense.infonce,
+    sigmoid: dense.sigmoid,
+    margin: dense_distances.margin,
+    triplet: dense_distances.triplet,
+    negative_cosine: dense_distances.negative_cosine,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ def check_gradients(
         return []
     with alone():
         same = _alone(model, everyone, compare, objective, autocast)
-        reference = _alone(copy.deepcopy(model).double(), everyone, compare, _DENSE.get(objective, objective), None)
+        reference = _alone(copy.deepcopy(model).double(), everyone, compare, _dense(objective), None)
     total = torch.stack([g.norm() for g in reference.values()]).norm()
     checks = []
     for name, wanted in reference.items():
@@ -86,6 +103,12 @@ def check_gradients(
         factor = float((got[name].double() * wanted).sum() / wanted.square().sum().clamp(min=1e-300))
         checks.append(GradientCheck(name, error, floor, factor))
     return checks
+
+
+def _dense(objective: Objective) -> Objective:
+    """The readable form of ``objective``, or itself where there is no other."""
+    function, settings = (objective.func, objective.keywords) if isinstance(objective, partial) else (objective, {})
+    return partial(_DENSE[function], **settings) if function in _DENSE else objective
 
 
 def advice(checks: list[GradientCheck], world: int | None = None) -> str | None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from demo_helpers import ERRORS, a_run, get
 
 from clipkit.inference import Aligner, Index
-from clipkit.inference.index_files import Item
+from clipkit.inference.items import Item
 from demos.app import build_app
 from demos.model import parts
 from demos.plot import map_html
@@ -96,7 +96,7 @@ def test_a_picture_that_is_gone_is_no_server_error(model: Aligner, tmp_path: Pat
     from starlette.testclient import TestClient
 
     x = np.ones((1, model.embed_dim), dtype=np.float32)
-    gone = Index(model, x, [Item(str(tmp_path / "gone.png"), "gone.png", "")])
+    gone = Index(model, x, [Item(str(tmp_path / "gone.png"), "gone.png")])
     thumbnails = Thumbnails(gone)
     answer = TestClient(Starlette(routes=[thumbnails.route()])).get("/" + thumbnails.address(0))
     assert answer.status_code == 404 and str(tmp_path) not in answer.text
@@ -125,7 +125,7 @@ def test_the_data_are_found_through_the_index_of_the_run(model: Aligner, tmp_pat
     shards.mkdir(parents=True)
     (tmp_path / "shards" / "dataset.json").write_text("{}")
     x = np.ones((1, model.embed_dim), dtype=np.float32)
-    Index(model, x, [Item(str(shards / "0.tar"), "k", "", 0, 9)]).save(tmp_path / "run" / "index")
+    Index(model, x, [Item(str(shards / "0.tar"), "k", (), 0, 9)]).save(tmp_path / "run" / "index")
     assert data_folder(tmp_path / "run", {"train_data": None}) == tmp_path / "shards"
     assert data_folder(tmp_path / "nowhere", {"train_data": "pipe:cat x"}) is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Index
-from clipkit.inference.index_files import Item
+from clipkit.inference.items import Item
 from demos import space
 from demos.space import REST, Space
 
@@ -26,7 +25,7 @@ def blobs(n: int, dimensions: int = 32, groups: int = 3) -> tuple[np.ndarray[Any
 
 def an_index(model: Aligner, n: int, items: list[Item] | None = None) -> Index:
     x, _ = blobs(n, model.embed_dim)
-    return Index(model, x, items or [Item("x", f"{i}.png", f"picture {i}") for i in range(n)])
+    return Index(model, x, items or [Item("x", f"{i}.png", (f"picture {i}",)) for i in range(n)])
 
 
 def test_pca_is_scikit_learns_up_to_its_signs() -> None:
@@ -111,10 +110,10 @@ def test_clusters_are_named_after_a_picture_of_theirs(model: Aligner) -> None:
 
 
 def test_labels_come_from_the_meta_or_the_folder_and_the_rare_ones_are_others(model: Aligner) -> None:
-    meta = [Item("x", f"{i}", "", meta=json.dumps({"label": f"l{min(i, 11)}"})) for i in range(30)]
+    meta = [Item("x", f"{i}", meta={"label": f"l{min(i, 11)}"}) for i in range(30)]
     groups = Space(an_index(model, 30, meta)).labels()
     assert groups.names[0] == "l11" and groups.names[-1] == REST and len(groups.names) == space.MAX_GROUPS
     assert (groups.of == 0).sum() == 19 and (groups.of == len(groups.names) - 1).sum() == 3
-    folders = [Item("x", f"{'ab'[i % 2]}/deep/{i}.png", "") for i in range(10)]
+    folders = [Item("x", f"{'ab'[i % 2]}/deep/{i}.png") for i in range(10)]
     assert sorted(Space(an_index(model, 10, folders)).labels().names) == ["a", "b"]
     assert Space(an_index(model, 10, folders)).has_labels() and not Space(an_index(model, 10)).has_labels()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import clipkit
 from clipkit.errors import ClipkitError
 from clipkit.pairs import fit, normalize
 
@@ -314,3 +315,17 @@ def test_captions_are_the_nearest_of_the_pool(model: Any, files: list[Path]) -> 
             model.caption(files, wrong)
     with pytest.raises(ClipkitError, match="k is 0"):
         model.caption(files, pool, 0)
+
+
+def test_captions_are_encoded_beside_others_of_as_many_tokens(model: Any, transformers_clip: Path) -> None:
+    """Not of as many letters: a long word may be one token, a short one three."""
+    captions = ["qzxj vwq", "photograph", "a", "a bird on a wall", "xq", "understanding photographs", "a dog"]
+    for one in (model, clipkit.load(transformers_clip, device="cpu")):
+        tokenizer = one.model.tokenizer
+        assert tokenizer.cut
+        counted = [tokenizer([caption]).shape[1] for caption in captions]
+        order = tokenizer.by_length(captions)
+        assert sorted(order) == list(range(7)) and [counted[i] for i in order] == sorted(counted)
+    letters = sorted(range(7), key=lambda i: len(captions[i]))
+    assert model.model.tokenizer.by_length(captions) != letters
+    assert model.model.tokenizer.by_length([]) == []

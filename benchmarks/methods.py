@@ -1,0 +1,221 @@
+"""What each method learns from pictures alone, in the same CPU time, and beside lightly's own loops.
+
+    OMP_NUM_THREADS=1 python benchmarks/methods.py DATA
+
+DATA holds class folders below ``train`` and ``val``. Every run is a process of its own, of as many steps as clipkit
+does in --minutes; finished ones are in methods.json and are not run again. The labels are looked at afterwards only,
+but by supcon. lightly gets clipkit's network and initial weights, batch size, optimizer, schedule and number of steps,
+and brings its loader, its augmentations, its loss and its loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from isolated import in_process
+from machine import write
+
+METHODS = ("simclr", "moco", "byol", "supcon")
+RIVALS = ("simclr", "moco", "byol")
+BATCH, RATE, DECAY = 256, 2e-3, 1e-4
+SETTINGS: dict[str, dict[str, Any]] = {
+    "simclr": {}, "moco": {"queue": 4096}, "byol": {"views": "simclr-small", "predictor": 256}, "supcon": {},
+}  # fmt: skip
+COMMON: dict[str, Any] = {
+    "image_model": "clipkit_small_resnet", "image_pretrained": False, "image_size": 32, "views": "simclr-small",
+    "batch_size": BATCH, "lr": RATE, "wd": DECAY, "projector_hidden": 256, "projector_dim": 128, "workers": 0,
+    "keep_best": False, "warmup": 10, "log_every": 50,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=6.0, help="of CPU time, of a run of clipkit")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    given = parser.parse_args()
+    path = Path(__file__).with_name("methods.json")
+    known = json.loads(path.read_text()) if path.exists() else {}
+    same = known.get("minutes") == given.minutes
+    runs: dict[str, Any] = known.get("runs", {}) if same else {}
+    base = {"data": str(given.data), "minutes": given.minutes}
+    wanted = [("nothing", "pixels", 0), ("nothing", "random", 0)]
+    for seed in given.seeds:
+        for method in given.methods:
+            wanted += [(method, "clipkit", seed)] + ([(method, "lightly", seed)] if method in RIVALS else [])
+    for method, side, seed in wanted:
+        name = f"{method}, {side}, {seed}"
+        if name not in runs:
+            steps = runs.get(f"{method}, clipkit, {seed}", {}).get("steps")
+            found = in_process(__file__, {**base, "method": method, "side": side, "seed": seed, "steps": steps})
+            if found is None:
+                print(f"{name}: failed")
+                continue
+            runs[name] = found
+            write("methods", {"minutes": given.minutes, "runs": runs})
+        r = runs[name]
+        spent = f"{r['steps']:5} steps {r['cpu_seconds']:7.0f} CPU s"
+        print(f"{name:28} {spent}  linear {r['linear']:.1%}  knn {r['knn']:.1%}")
+
+
+def one(method: str, side: str, seed: int, steps: int | None, data: str, minutes: float) -> dict[str, Any]:
+    """One run, and what its network then knows."""
+    import small_resnet  # noqa: F401 - timm knows it by name afterwards
+
+    torch.set_num_threads(1)
+    if side == "pixels":
+        return {"steps": 0, "cpu_seconds": 0.0, **learned(lambda x: x.flatten(1), data)}
+    if side == "random":
+        return {"steps": 0, "cpu_seconds": 0.0, **learned(trunk_of(method, seed).eval(), data)}
+    steps = steps or steps_in(method, seed, data, 60 * minutes)
+    start = time.process_time()
+    trunk = (by_clipkit if side == "clipkit" else by_lightly)(method, seed, steps, data)
+    return {"steps": steps, "cpu_seconds": time.process_time() - start, **learned(trunk.eval(), data)}
+
+
+def config_of(method: str, seed: int, steps: int, data: str, output: str) -> Any:
+    from clipkit.recipes import find_recipe
+
+    settings = {**COMMON, **SETTINGS[method], "seed": seed, "max_steps": steps, "epochs": 1e6, "save_every": steps}
+    return find_recipe(method).defaults.replace(**settings, train_data=f"{data}/train", output=output, overwrite=True)
+
+
+def steps_in(method: str, seed: int, data: str, seconds: float) -> int:
+    """Steps that clipkit does in so many CPU seconds: measured on twenty, of which the first five warm up."""
+    times: dict[int, float] = {}
+    for n in (5, 20):
+        start = time.process_time()
+        by_clipkit(method, seed, n, data)
+        times[n] = time.process_time() - start
+    return max(20, int(seconds / ((times[20] - times[5]) / 15)))
+
+
+def by_clipkit(method: str, seed: int, steps: int, data: str) -> torch.nn.Module:
+    import clipkit
+    from clipkit.recipes import find_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = clipkit.train(find_recipe(method), config=config_of(method, seed, steps, data, f"{folder}/run"))
+        return clipkit.load(run, device="cpu").model.tower("image").trunk
+
+
+def encoder_of(method: str, seed: int) -> Any:
+    """clipkit's model before its first step: the initial weights of either side."""
+    from clipkit.recipes import find_recipe
+
+    method = "simclr" if method == "nothing" else method
+    return find_recipe(method).encoders(config_of(method, seed, 1, "", ""))
+
+
+def trunk_of(method: str, seed: int) -> torch.nn.Module:
+    return encoder_of(method, seed).tower("image").trunk
+
+
+def by_lightly(method: str, seed: int, steps: int, data: str) -> torch.nn.Module:
+    """The loop of lightly's own examples (docs.lightly.ai, version 1.5), with this benchmark's network and schedule."""
+    import copy
+
+    from lightly.data import LightlyDataset
+    from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+    from lightly.transforms import SimCLRTransform
+    from lightly.utils.scheduler import cosine_schedule
+
+    from clipkit.training.optim import learning_rate
+
+    torch.manual_seed(seed)
+    start = encoder_of(method, seed)
+    trunk, heads = start.tower("image").trunk, start.two_views
+    mean_std = {"mean": start.picture.mean, "std": start.picture.std}
+    views = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0, normalize=mean_std)
+    images = LightlyDataset(f"{data}/train", transform=views)
+    loader = torch.utils.data.DataLoader(images, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=0)
+    modules = [trunk, heads.projector] + ([heads.predictor] if method == "byol" else [])
+    optimizer = torch.optim.AdamW(
+        [p for m in modules for p in m.parameters()], lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), eps=1e-6
+    )
+    slow = [copy.deepcopy(m) for m in (trunk, heads.projector)] if method != "simclr" else []
+    for module in slow:
+        deactivate_requires_grad(module)
+    if method == "moco":
+        criterion: Any = NTXentLoss(temperature=heads.settings.temperature, memory_bank_size=(4096, 128))
+    else:
+        criterion = NTXentLoss(temperature=0.1) if method == "simclr" else NegativeCosineSimilarity()
+    done = 0
+    while done < steps:
+        for (first, second), *_ in loader:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(done, steps, 10, RATE)
+            if slow:
+                stays = cosine_schedule(done, steps, 0.996, 1) if method == "byol" else 0.99
+                update_momentum(trunk, slow[0], stays)
+                update_momentum(heads.projector, slow[1], stays)
+            if method == "simclr":
+                loss = criterion(*(heads.projector(trunk(x)) for x in (first, second)))
+            elif method == "moco":
+                with torch.no_grad():
+                    keys = slow[1](slow[0](second))
+                loss = criterion(heads.projector(trunk(first)), keys)
+            else:
+                guesses = [heads.predictor(heads.projector(trunk(x))) for x in (first, second)]
+                with torch.no_grad():
+                    targets = [slow[1](slow[0](x)) for x in (first, second)]
+                loss = 0.5 * (criterion(guesses[0], targets[1]) + criterion(guesses[1], targets[0]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if done == steps:
+                break
+    return trunk
+
+
+@torch.no_grad()
+def learned(trunk: Callable[[torch.Tensor], torch.Tensor], data: str) -> dict[str, float]:
+    """Accuracy of a linear probe and of the nearest neighbours on the held-out pictures."""
+    from clipkit.evaluation import knn, linear_probe
+
+    features, labels = {}, {}
+    for split in ("train", "val"):
+        pixels, labels[split] = pictures(f"{data}/{split}")
+        features[split] = torch.cat([trunk(part) for part in pixels.split(512)]).numpy()
+    arrays = features["train"], labels["train"], features["val"], labels["val"]
+    return {
+        "linear": linear_probe(*arrays, bootstrap=0).top1.value,
+        "knn": knn(*arrays, bootstrap=0).top1.value,
+        "n_train": len(labels["train"]),
+        "n_val": len(labels["val"]),
+    }
+
+
+def pictures(folder: str) -> tuple[torch.Tensor, list[str]]:
+    """Pixels (N, 3, 32, 32) as the network wants them, and labels."""
+    from clipkit.pairs import PictureSpec, decode_image, fit, normalize
+
+    spec = PictureSpec(32, (0.5,) * 3, (0.25,) * 3)
+    files = sorted(p for p in Path(folder).glob("*/*") if p.is_file())
+    pixels = torch.stack([fit(decode_image(p.read_bytes(), str(p)), spec) for p in files])
+    return normalize(pixels, spec), [p.parent.name for p in files]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        arguments = json.loads(sys.argv[2])
+        import contextlib
+
+        with contextlib.redirect_stdout(sys.stderr):
+            result = one(**arguments)
+        assert all(math.isfinite(v) for v in result.values())
+        print(json.dumps(result))
+    else:
+        main()

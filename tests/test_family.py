@@ -1,0 +1,221 @@
+"""Every method of the family trains, goes on where it stopped, and its model can be used."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+from training_helpers import COLOURS, draw, finish, make_config, make_table, records, start
+
+import clipkit
+from clipkit.errors import ClipkitError
+from clipkit.recipes import RECIPES, find_recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("clipkit.training.precision._measure", lambda setting: (1.0, 1e-7))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _settings_restored() -> Iterator[None]:
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table(tmp_path_factory.mktemp("pictures"), 40)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders: eight pictures of each of five colours."""
+    folder = tmp_path_factory.mktemp("classes")
+    for colour in list(COLOURS)[:5]:
+        (folder / colour).mkdir()
+        for i in range(8):
+            draw(colour, "plain", i).save(folder / colour / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sentences") / "pairs.csv"
+    rows = [(f"a {c} bird {i}", f"the bird {i} is {c}", f"a {c} cat {i}") for c in COLOURS for i in range(3)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("anchor", "positive", "negative"), *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def interactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users of four tastes and forty items, ten of each taste."""
+    path, draws = tmp_path_factory.mktemp("interactions") / "log.csv", random.Random(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("user_id", "item_id", "timestamp"))
+        for user in range(80):
+            for item in draws.sample([i for i in range(40) if i % 4 == user % 4], 7):
+                writer.writerow((f"u{user}", f"i{item}", draws.random()))
+    return path
+
+
+@pytest.fixture
+def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of each recipe for tiny data."""
+    small = make_config(tmp_path / "tiny.json")
+    picture = {"image_model": "test_resnet", "image_pretrained": False, "image_size": 32, "projector_hidden": 16,
+               "projector_dim": 8, "val_data": str(classes), "train_data": str(classes)}  # fmt: skip
+    pairs = {"model": str(small), "train_data": str(table), "val_data": str(table)}
+    return {
+        "simclr": picture, "moco": {**picture, "queue": 24}, "byol": {**picture, "predictor": 8}, "supcon": picture,
+        "slip": {**pairs, "projector_hidden": 16, "projector_dim": 8}, "margin": pairs, "triplet": pairs,
+        "simcse": {"model": str(small), "train_data": str(sentences), "negatives": "column", "lr": 1e-3, "epochs": 9},
+        "two_tower": {"train_data": str(interactions), "embed_dim": 16},
+        "clip, swapped negatives": {**pairs, "negatives": "swap"},
+        "clip, global": {**pairs, "objective": "global"},
+        "triplet, labels": {**picture, "compare": "labels", "mining": "semihard"},
+    }  # fmt: skip
+
+
+METHODS = (
+    "simclr", "moco", "byol", "supcon", "slip", "margin", "triplet", "simcse", "two_tower", "clip, swapped negatives",
+    "clip, global", "triplet, labels",
+)  # fmt: skip
+
+
+def test_every_recipe_has_a_test() -> None:
+    assert {name.split(",")[0] for name in METHODS} | {"starter", "clip", "siglip", "lit"} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"batch_size": 16, "max_steps": 4, "save_every": 2, "keep_last": 9, "log_every": 1, "workers": 0,
+                "eval_every": 4, **basics[name]}  # fmt: skip
+    recipe = name.split(",")[0]
+    run = clipkit.train(recipe, **settings, output=str(tmp_path / "run"))
+    losses = [r["loss"] for r in records(run, "train")]
+    assert len(losses) == 4 and len(set(losses)) == 4 and np.isfinite(losses).all()
+
+    # A copy of the run as it was when it was killed after its second step ends with the same bits.
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "step-4")
+    clipkit.train(recipe, **settings, output=str(again), resume="auto")
+    assert [r["loss"] for r in records(again, "train")] == losses
+    for file in ("model.safetensors", "objective.safetensors"):
+        one, two = (r / "checkpoints" / "step-4" / file for r in (run, again))
+        assert one.is_file() == two.is_file() and (not one.is_file() or one.read_bytes() == two.read_bytes())
+
+    assert (run / "report.html").is_file()
+    model = clipkit.load(run, device="cpu")
+    if model.model.image is not None and recipe != "two_tower":
+        rows = model.encode_image([draw("red", "plain", 1), draw("blue", "top", 2)])
+        assert rows.shape == (2, model.embed_dim) and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    if model.model.has_tokenizer:
+        assert model.encode_text(["a red bird"]).shape == (1, model.embed_dim)
+    else:
+        with pytest.raises(ClipkitError, match="has no"):
+            model.encode_text(["a red bird"])
+    figures = json.loads((run / "evaluation.json").read_text()) if (run / "evaluation.json").is_file() else {}
+    wanted = {"simclr": "neighbours", "two_tower": "recommendation", "slip": "retrieval"}.get(recipe)
+    assert wanted is None or wanted in figures
+    if recipe != "two_tower":
+        assert any(r["kind"] == "health" for r in records(run)), "the space is looked at"
+
+
+def test_two_tower_learns_tastes_and_beats_popularity(interactions: Path, tmp_path: Path) -> None:
+    run = clipkit.train(
+        "two_tower", train_data=str(interactions), embed_dim=16, batch_size=64, epochs=12, lr=1e-2,
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["recommendation"]["n_users"] == 80 and found["recommendation"]["n_items"] == 40
+    mine, popular = (found[name]["recall"]["10"]["value"] for name in ("recommendation", "popularity"))
+    assert mine > 0.6 > popular, "ten items of the right taste, of which seven are known"
+
+
+def test_swapped_negatives_are_keys_that_belong_to_nobody(basics: dict[str, Any], tmp_path: Path) -> None:
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe("clip")
+    config = recipe.defaults.replace(**basics["clip, swapped negatives"], batch_size=8)
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(8)])
+    assert batch.texts is not None and len(batch.texts) > 8 == len(batch.image_ids)
+    (table,) = recipe.compare(config)(model(batch.images, batch.texts), batch, "gather")
+    assert table.positives().sum() == 8
+    negative = batch.text_ids < 0
+    assert negative.any() and not table.positives()[:, negative].any() and table.counts()[:, negative].any()
+
+
+def test_the_guard_clears_captions_that_say_the_same_and_those_of_copies(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    captions = ["A red square.", "a red  square", "a blue square", "two birds", "Two Birds!", "a tree"] * 2
+    with (folder / "c.csv").open("w", newline="") as file:
+        rows = []
+        for i, caption in enumerate(captions):
+            draw(list(COLOURS)[i % 10], "plain", i).save(folder / f"{i}.png")
+            rows.append((f"{i}.png", caption))
+        csv.writer(file).writerows([("filepath", "caption"), *rows])
+    settings = {"model": str(make_config(tmp_path / "tiny.json")), "train_data": str(folder / "c.csv"), "workers": 0,
+                "batch_size": 12, "max_steps": 2, "log_every": 1, "augment": "none"}  # fmt: skip
+    on = clipkit.train("clip", **settings, output=str(tmp_path / "on"))
+    off = clipkit.train("clip", **settings, guard=False, output=str(tmp_path / "off"))
+    # four captions of "a red square", four of "two birds", two of either other: cells of unequal ids among each;
+    # and the first two pictures are the last two again, with other captions
+    assert [r["cleared"] for r in records(on, "train")] == [2 * 12 + 2 * 2 + 2 * 2] * 2
+    assert all("cleared" not in r for r in records(off, "train"))
+    assert records(on, "train")[0]["loss"] < records(off, "train")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "words"),
+    [
+        ("moco", {"momentum": None}, "--queue"),
+        ("simclr", {"text_model": "x"}, "trains the image tower alone: pass --image-model"),
+        ("clip", {"objective": "global", "negatives": "swap"}, "--negatives none"),
+        ("simclr", {"momentum": 1.5}, "--momentum is 1.5"),
+        ("two_tower", {"item_column": "thing"}, "no column thing; there are user_id, item_id, timestamp"),
+        ("two_tower", {"time_column": "when"}, "--time-column when"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    recipe: str, settings: dict[str, Any], words: str, classes: Path, interactions: Path, tmp_path: Path
+) -> None:
+    data = interactions if recipe == "two_tower" else classes
+    with pytest.raises(ClipkitError, match=words):
+        clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **settings})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, global"])
+def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"recipe": name.split(",")[0], "batch_size": 15, "max_steps": 3, "log_every": 1, "workers": 0,
+                "optimizer": "sgd", "lr": 1e-2, "eval_every": 3, **basics[name]}  # fmt: skip
+    for run, launcher in (("one", "python"), ("two", "torchrun 2")):
+        status, _, err = finish(start({**settings, "output": str(tmp_path / run)}, launcher))
+        assert status == 0, err[-3000:]
+    one, two = ([r["loss"] for r in records(tmp_path / run, "train")] for run in ("one", "two"))
+    assert len(one) == 3 and two == pytest.approx(one, rel=2e-4) and two[0] == pytest.approx(one[0], rel=1e-5)
+    assert one != two, "two processes round otherwise: they really were two"

@@ -1,0 +1,136 @@
+"""Sentences and interactions in the forms that people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipkit.config import Config
+from clipkit.errors import ClipkitError
+from clipkit.pairs.interactions import Corrected, ReadItems, read_user
+from clipkit.pairs.stream import PairReader
+from clipkit.row_tables import open_interactions, open_sentences
+
+
+def test_sentences_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("a dog\n\n  two   cats \n", encoding="utf-8")
+    rows = open_sentences(tmp_path / "s.txt")
+    assert [rows.read_captions(i) for i in range(len(rows))] == [("a dog",), ("two cats",)]
+    assert rows.where(1).endswith("s.txt row 2")
+    (tmp_path / "s.txt").write_text("a dog\ntwo cats\n", encoding="utf-8")
+    assert open_sentences(tmp_path / "s.txt").fingerprint == rows.fingerprint, "by what they say"
+    (tmp_path / "s.txt").write_text("a dog\ntwo cat\n", encoding="utf-8")
+    assert open_sentences(tmp_path / "s.txt").fingerprint != rows.fingerprint
+
+
+def test_sentences_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "s.tsv").write_text("Sentence1\tsentence2\tcontradiction\na\tb\tc\nd\t\t\n", encoding="utf-8")
+    rows = open_sentences(tmp_path / "s.tsv")
+    assert [rows.read_record(i) for i in range(2)] == [({"negative": "c"}, ("a", "b")), ({}, ("d",))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "x,y\n1,2\n", "no column of sentences among x, y; name it sentence1"),
+        ("a.txt", "\n \n", "not one sentence"),
+        ("a.csv", "text\n\n", "not one sentence"),
+    ],
+)
+def test_what_is_wrong_with_sentences_is_said(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ClipkitError, match=words):
+        open_sentences(tmp_path / name)
+    with pytest.raises(ClipkitError, match=r"none\.csv: no such file"):
+        open_sentences(tmp_path / "none.csv")
+
+
+LOG = """user,item,time
+ann,a,2024-01-05
+ann,b,2024-01-01
+ann,c,2024-01-03
+ann,d,2024-01-04
+ben,a,2024-01-01
+ben,b,2024-01-02
+cem,a,2024-01-01
+cem,a,2024-01-09
+cem,c,2024-01-02
+cem,b,2024-01-03
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    (tmp_path / "log.csv").write_text(LOG, encoding="utf-8")
+    return tmp_path / "log.csv"
+
+
+def pairs_of(split: object) -> set[tuple[str, str]]:
+    return {
+        (split.users.names[u], split.items.names[i])  # type: ignore[attr-defined]
+        for u, i in zip(split.user_N, split.item_N, strict=True)  # type: ignore[attr-defined]
+    }
+
+
+def test_the_last_two_of_each_user_are_held_out(log: Path) -> None:
+    splits = open_interactions(Config().replace(train_data=str(log)).data)
+    # cem's first a is held out with its second, and ben has none left for val
+    assert pairs_of(splits["test"]) == {("ann", "a"), ("ben", "b"), ("cem", "a")}
+    assert pairs_of(splits["val"]) == {("ann", "d"), ("cem", "b")}
+    assert pairs_of(splits["train"]) == {("ann", "b"), ("ann", "c"), ("ben", "a"), ("cem", "c")}
+    train = splits["train"]
+    seen = {train.users.names[u]: {train.items.names[i] for i in items} for u, items in enumerate(train.seen)}
+    assert seen == {"ann": {"b", "c"}, "ben": {"a"}, "cem": {"c"}}
+    share = dict(zip(train.items.names, train.share_I, strict=True))
+    assert share == {"a": 1 / 4, "b": 1 / 4, "c": 2 / 4, "d": 1 / 4}, "an item that training has not seen counts as one"
+
+
+def test_features_are_joined(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item,kind,year\nb,book,\na,film,1999\nz,film,2000\n", encoding="utf-8")
+    data = Config().replace(train_data=str(log), item_features=str(tmp_path / "items.csv")).data
+    items = open_interactions(data)["train"].items
+    assert items.columns == ("item", "kind", "year") and items.sizes == [5, 3, 2]
+    row = {name: items.codes[i].tolist() for i, name in enumerate(items.names)}
+    book, film = 1 + items.values[1].index("book"), 1 + items.values[1].index("film")
+    assert row["a"][1:] == [film, 1] and row["b"][1:] == [book, 0] and row["c"][1:] == [0, 0]
+    (tmp_path / "items.csv").write_text("thing,kind\nb,book\n", encoding="utf-8")
+    with pytest.raises(ClipkitError, match="no column 'item' to join on; there are thing, kind"):
+        open_interactions(data)
+
+
+def test_a_batch_is_corrected_for_popularity_and_accidental_hits(log: Path) -> None:
+    train = open_interactions(Config().replace(train_data=str(log)).data)["train"]
+    batch = PairReader(train, read_user, ReadItems(train), 0, finish=Corrected(train))([(0, i) for i in range(4)])
+    assert batch.images is not None and batch.texts is not None and batch.text_shift is not None
+    names = [(train.users.names[u], train.items.names[i]) for u, i in zip(train.user_N, train.item_N, strict=True)]
+    assert [train.users.names[u - 1] for u in batch.images[:, 0].tolist()] == [user for user, _ in names]
+    assert [train.items.names[i - 1] for i in batch.texts[:, 0].tolist()] == [item for _, item in names]
+    expected = [-np.log({"a": 0.25, "b": 0.25, "c": 0.5}[item]) for _, item in names]
+    torch.testing.assert_close(batch.text_shift, torch.tensor(expected).float())
+
+    from clipkit.encoders import Embeddings
+    from clipkit.objectives import pairs_table
+
+    unit = torch.nn.functional.normalize(torch.randn(4, 4), dim=1)
+    (table,) = pairs_table(Embeddings(unit, unit, torch.zeros(1), None), batch)
+    for i, (user, item) in enumerate(names):
+        for j, (other, thing) in enumerate(names):
+            assert bool(table.positives()[i, j]) == (i == j)
+            assert bool(table.counts()[i, j]) == (i == j or (user != other and item != thing))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "no column of users; there are a, b: pass --user-column"),
+        ("user,item\n,\n", "not one row with both"),
+        ("user,item,time\nu,i,soon\n", "time holds 'soon'; expected numbers or dates"),
+    ],
+)
+def test_what_is_wrong_with_interactions_is_said(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "log.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ClipkitError, match=words):
+        open_interactions(Config().replace(train_data=str(tmp_path / "log.csv")).data)
