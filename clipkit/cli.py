@@ -53,6 +53,12 @@ def _stream(arguments: list[str]) -> int:
     return stream_command.run(arguments)
 
 
+def _explain(arguments: list[str]) -> int:
+    from clipkit import explain_command
+
+    return explain_command.run(arguments)
+
+
 def _demo(arguments: list[str]) -> int:
     from demos.__main__ import main
 
@@ -74,6 +80,7 @@ VERBS = {
     "filter": Verb("hide samples of prepared shards by their scores, and bring them back", _filter),
     "doctor": Verb("look for what is wrong with data, or with training on them", _doctor),
     "stream": Verb("show the order in which training reads shards, and how fast", _stream),
+    "explain": Verb("draw what a method compares in a batch, and what differs between two", _explain),
     "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["errors", "config", "pairs", "encoders", "objectives", "evaluation", "training", "inference"]
 LEVEL = {name: level for level, name in enumerate(ROOMS)} | {"cache": ROOMS.index("config"), "formats": len(ROOMS) - 1}
 TOP = len(ROOMS)
+LEVEL["explain"] = TOP  # it shows whole recipes
 HEAVY = [
     "torch",
     "torchvision",
