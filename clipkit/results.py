@@ -146,7 +146,7 @@ def next_commands(run: Path, evaluation: Mapping[str, Any], model: DualEncoder) 
         return []
     if model.text is None:
         return [
-            f"try next  clipkit evaluate {run} --data LABELLED_PICTURES --label-efficiency",
+            f"try next  clipkit evaluate {run} --label-efficiency LABELLED_PICTURES",
             f"          clipkit search PICTURE --model {run} --images FOLDER",
         ]
     if model.image is None:
