@@ -132,7 +132,7 @@ def _names(flags: Explain) -> list[str | None]:
 
 def _run_file(run: Path, name: str | None) -> Path:
     """The run's settings, which have to be those of recipe ``name``."""
-    from clipkit.config import read_settings
+    from clipkit.run_file import read_settings
 
     file = run / "config.yaml"
     if not file.is_file():

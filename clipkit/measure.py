@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.config import Config, load_config
+from clipkit.config import Config
 from clipkit.data_option import open_data
 from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
@@ -28,6 +28,7 @@ from clipkit.evaluation.split import by_neighbours, split_labels
 from clipkit.inference import Aligner
 from clipkit.pairs import ShardSet, open_shards
 from clipkit.recipes import find_recipe
+from clipkit.run_file import load_config
 from clipkit.training.checkpoint import FOLDER
 from clipkit.training.console import Console
 from clipkit.training.data import plain_reader

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipkit.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, read_settings
+from clipkit.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from clipkit.errors import ClipkitError
 from clipkit.inputs import parse_flags
 from clipkit.recipes import RECIPES, Recipe, find_recipe
+from clipkit.run_file import read_settings
 
 
 @dataclass(frozen=True)

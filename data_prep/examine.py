@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipkit.config import Config, load_config
+from clipkit.config import Config
 from clipkit.errors import ClipkitError
+from clipkit.run_file import load_config
 from data_prep.copies import Components, copy_pairs
 from data_prep.engine import run_tasks
 from data_prep.images import Encoding

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.config import PARTS, Config, load_config, read_settings, save_config
+from clipkit.config import PARTS, Config
 from clipkit.errors import ClipkitError
 from clipkit.options import parse_training
+from clipkit.run_file import load_config, read_settings, save_config
 
 
 def run_file(folder: Path, text: str) -> str:

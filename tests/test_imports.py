@@ -13,7 +13,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["errors", "config", "pairs", "encoders", "objectives", "evaluation", "training", "inference"]
-LEVEL = {name: level for level, name in enumerate(ROOMS)} | {"cache": ROOMS.index("config"), "formats": len(ROOMS) - 1}
+GROUND = ("cache", "run_file")  # beside config
+LEVEL = {name: level for level, name in enumerate(ROOMS)} | {"formats": len(ROOMS) - 1}
+LEVEL |= {name: ROOMS.index("config") for name in GROUND}
 TOP = len(ROOMS)
 LEVEL["explain"] = TOP  # it shows whole recipes
 HEAVY = [

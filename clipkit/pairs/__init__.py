@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipkit.pairs.augment import Augment as Augment
+    from clipkit.pairs.batch import Bad as Bad
+    from clipkit.pairs.batch import PairBatch as PairBatch
     from clipkit.pairs.decode import PictureSpec as PictureSpec
     from clipkit.pairs.decode import decode_image as decode_image
     from clipkit.pairs.decode import fit as fit
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from clipkit.pairs.shards import ShardSet as ShardSet
     from clipkit.pairs.shards import join_shards as join_shards
     from clipkit.pairs.shards import open_shards as open_shards
-    from clipkit.pairs.stream import Bad as Bad
-    from clipkit.pairs.stream import PairBatch as PairBatch
     from clipkit.pairs.stream import PairReader as PairReader
     from clipkit.pairs.stream import ReadPicture as ReadPicture
     from clipkit.pairs.stream import ReadTexts as ReadTexts
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Augment": "augment",
-    "Bad": "stream",
+    "Bad": "batch",
     "Mixture": "mixture",
     "NOT_PROMISED": "pipes",
     "Order": "order",
-    "PairBatch": "stream",
+    "PairBatch": "batch",
     "PairReader": "stream",
     "PictureSpec": "decode",
     "PipeSet": "pipes",

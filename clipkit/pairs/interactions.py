@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.pairs.batch import PairBatch
 from clipkit.pairs.rows import RowSet
 from clipkit.pairs.shards import ShardSet
-from clipkit.pairs.stream import PairBatch
 
 
 @dataclass(frozen=True)

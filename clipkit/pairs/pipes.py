@@ -21,7 +21,8 @@ from clipkit.pairs.order import mix_int, piece
 from clipkit.pairs.shards import Sample, ShardSet, parse_captions
 
 if TYPE_CHECKING:
-    from clipkit.pairs.stream import PairBatch, PairReader
+    from clipkit.pairs.batch import PairBatch
+    from clipkit.pairs.stream import PairReader
 
 NOT_PROMISED = (
     "a pipe is read as it comes: its order depends on processes and workers, an epoch may miss or repeat samples, and "

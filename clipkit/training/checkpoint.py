@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipkit.cache import sync_folder
-from clipkit.config import Config, save_config
+from clipkit.config import Config
 from clipkit.encoders import DualEncoder, rebuild, save_description
 from clipkit.encoders.build import MODEL_FILE
 from clipkit.errors import ClipkitError
+from clipkit.run_file import save_config
 from clipkit.training.strategy import load_optimizer_state
 
 FOLDER = "checkpoints"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.cache import atomic_write
-from clipkit.config import Config, read_settings, save_config
+from clipkit.config import Config
 from clipkit.errors import ClipkitError
+from clipkit.run_file import read_settings, save_config
 from clipkit.training.checkpoint import damage
 from clipkit.training.kept import newest_whole
 

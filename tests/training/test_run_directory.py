@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_helpers import assert_same_weights, losses, one_line, records, steps, weights
 
-from clipkit.config import load_config
+from clipkit.run_file import load_config
 from clipkit.training.checkpoint import read_state
 
 
