@@ -27,6 +27,8 @@ def compare_from_config(config: Config) -> Compare:
     from clipkit import objectives
 
     compared = config.data.compare
+    if compared == "pairs" and config.optim.loss == "triplet":
+        return objectives.pairs_both_ways_table
     if compared == "views" and config.optim.momentum is not None:
         return objectives.targets_table if config.optim.loss == "cosine" else objectives.momentum_table
     return {

@@ -208,6 +208,32 @@ def test_what_does_not_fit_is_said(
         clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **settings})
 
 
+def test_sentences_alone_need_a_tower_with_dropout(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("\n".join(f"sentence {i}" for i in range(20)), encoding="utf-8")
+    settings = {"train_data": str(tmp_path / "s.txt"), "model": str(make_config(tmp_path / "tiny.json"))}
+    with pytest.raises(ClipkitError, match=r"s\.txt: a sentence alone .* the text tower has none; pass a --text-model"):
+        clipkit.train("simcse", **settings, batch_size=8, output=str(tmp_path / "run"))
+
+
+def test_the_triplet_recipe_is_vse_plus_plus(basics: dict[str, Any]) -> None:
+    """Both directions, each query's hardest negative; squared distances of unit vectors, 2 - 2 cos."""
+    from clipkit.training.data import training_reader
+    from clipkit.training.step import step_loss
+
+    recipe = find_recipe("triplet")
+    config = recipe.defaults.replace(**basics["triplet"], margin=0.3, guard=False)
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(9)])
+    embeddings = model(batch.images, batch.texts)
+    loss = step_loss(embeddings, batch, recipe.compare(config), recipe.objective(config))
+    assert embeddings.images is not None and embeddings.texts is not None
+    d = 2 - 2 * (embeddings.images.double() @ embeddings.texts.double().T)
+    own = d.diagonal()
+    others = d + torch.full((9,), torch.inf, dtype=d.dtype).diag()
+    wanted = sum((own - others.amin(dim) + 0.3).clamp(min=0).mean() for dim in (0, 1))
+    assert loss.item() == pytest.approx(float(wanted), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, global"])
 def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path) -> None:

@@ -27,6 +27,22 @@ def pairs_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") 
     return [replace(table, query_groups=batch.image_groups, key_groups=batch.text_groups, key_shift=batch.text_shift)]
 
 
+def pairs_both_ways_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:
+    """Pictures with texts, and texts with pictures: for a loss that looks at rows only (VSE++, Faghri et al. 2018)."""
+    (table,) = pairs_table(e, batch, exchange)
+    turned = replace(
+        table,
+        queries=table.keys,
+        keys=table.queries,
+        query_ids=table.key_ids,
+        key_ids=table.query_ids,
+        query_groups=table.key_groups,
+        key_groups=table.query_groups,
+        key_shift=None,
+    )
+    return [table, turned]
+
+
 def views_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:
     """SimCLR's NT-Xent: all views with all views; the other view of a picture is its positive, a view itself does not
     count."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit.config import Config, Family
 from clipkit.encoders import DualEncoder, Tokenizer
@@ -28,6 +28,7 @@ from clipkit.pairs.stream import Negatives
 from clipkit.pairs.views import draw_views
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
 
+_LOOKED_AT = 1000  # rows in which a paraphrase is sought
 _NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped}
 
 
@@ -87,6 +88,8 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
     with_pictures = data.compare != "sentences"
     with_texts = data.compare not in ("views", "labels")
     model.tower("image" if with_pictures else "text")
+    if not with_pictures:
+        _check_versions(model, shards)
     return PairReader(
         shards,
         _training_view(model, config) if with_pictures else None,
@@ -98,6 +101,19 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         labels=data.compare == "labels",
         guard=data.guard and data.compare in ("pairs", "pairs+views"),
     )
+
+
+def _check_versions(model: DualEncoder, shards: ShardSet) -> None:
+    """Refuse sentences without paraphrases for a tower without dropout: their two versions would be the same."""
+    trunk = model.tower("text").trunk
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in trunk.modules()):
+        return
+    looked_at = range(min(_LOOKED_AT, len(shards)))
+    if not any(len(shards.read_captions(i)) > 1 for i in looked_at):
+        raise ClipkitError(
+            f"{shards.name}: a sentence alone is compared with itself under other dropout, and the text tower has "
+            f"none; pass a --text-model that has, or data with a column of paraphrases"
+        )
 
 
 def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairReader:
