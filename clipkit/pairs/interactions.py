@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from clipkit.pairs.batch import PairBatch
 from clipkit.pairs.rows import RowSet
 from clipkit.pairs.shards import ShardSet
+
+CHOSEN = 64  # items of a user that are kept from being its negatives
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,30 @@ class Corrected:
     """Gives a batch what makes it a fair sample of all items.
 
     A popular item is often a key, and would be pushed away as often: minus the logarithm of its share is added to its
-    scores (logQ; Bengio & Senécal 2008, Yi et al. 2019). A key that is the query's own item in another interaction, or
-    another item of the same user, is no negative: it is grouped with it.
+    scores (logQ; Bengio & Senécal 2008, Yi et al. 2019). An item that the query's user has chosen too is no negative,
+    whoever's interaction brought it into the batch: it is grouped with the user. Of a user with more than ``CHOSEN``
+    items these are the most popular, which are the likeliest to come.
     """
 
     shards: InteractionSet
 
     def __call__(self, batch: PairBatch) -> PairBatch:
-        user_B = torch.from_numpy(self.shards.user_N)[batch.image_ids]
-        item_B = torch.from_numpy(self.shards.item_N)[batch.image_ids]
-        groups = torch.stack([item_B, user_B], dim=1)
-        shift = -np.log(self.shards.share_I[item_B.numpy()])
+        user_B, item_B = (rows[batch.image_ids.numpy()] for rows in (self.shards.user_N, self.shards.item_N))
+        chosen_BS = self._chosen[user_B]
         return replace(
-            batch, image_groups=groups, text_groups=groups.clone(), text_shift=torch.from_numpy(shift).float()
+            batch,
+            image_groups=torch.from_numpy(chosen_BS),
+            text_groups=torch.from_numpy(np.repeat(item_B[:, None], chosen_BS.shape[1], axis=1)),
+            text_shift=torch.from_numpy(-np.log(self.shards.share_I[item_B])).float(),
         )
+
+    @cached_property
+    def _chosen(self) -> NDArray[np.int64]:
+        """(U, S) items of each user in training, the most popular first; -1 where there are no more."""
+        share, seen = self.shards.share_I, self.shards.seen
+        width = max(1, min(CHOSEN, max(map(len, seen), default=0)))
+        chosen = np.full((len(seen), width), -1, dtype=np.int64)
+        for user, items in enumerate(seen):
+            most = items[np.argsort(-share[items], kind="stable")[:width]]
+            chosen[user, : len(most)] = most
+        return chosen
