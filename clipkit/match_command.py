@@ -13,7 +13,7 @@ import tyro
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.inputs import check_output, picture_paths, read_captions
-from clipkit.model_option import ModelOption
+from clipkit.model_option import ModelOption, list_skipped
 
 if TYPE_CHECKING:
     from clipkit.inference import Match
@@ -37,6 +37,10 @@ class MatchPairs:
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
+        import numpy as np
+
+        from clipkit.inference import Match
+        from clipkit.inference.files import embed_files
         from clipkit.inference.match_sheet import COLUMNS, match_rows
 
         if self.output is not None and Path(self.output).suffix.lower() in (".html", ".htm"):
@@ -45,7 +49,14 @@ class MatchPairs:
         check_output(self.output)
         check_output(self.html)
         model = self.model.load()
-        match = model.match(paths, captions)
+        files = list(embed_files(model, paths))
+        skipped = [file.error for file in files if file.error]
+        rows_ND = [file.row for file in files if file.row is not None]
+        if not rows_ND:
+            raise ClipkitError(f"{skipped[0]}; there is no other picture to match")
+        list_skipped(skipped)
+        paths = [file.path for file in files if file.row is not None]
+        match = Match.of(np.stack(rows_ND) @ model.encode_text(captions).T)
         rows = [list(COLUMNS), *match_rows(match, [str(path) for path in paths], captions)]
         if self.output:
             with open(self.output, "w", newline="", encoding="utf-8") as file:

@@ -267,6 +267,10 @@ def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert html.count('<img src="data:image/webp;base64,') == 3 and ">red.png<" in html and str(folder) not in html
     for row in rows:
         assert f"{row['best_caption']} ({float(row['score']):.3f})" in html
+    (folder / "broken.png").write_bytes(b"no picture")
+    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run)
+    assert status == 0 and list(csv.DictReader(out.splitlines())) == rows, "the others are matched all the same"
+    assert err.startswith("clipkit: skipped") and "broken.png" in err and err.count("\n") == 1
 
 
 def test_evaluate_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ class Match:
     best_image: NDArray[np.int64]
     assignment: list[tuple[int, int]]
 
+    @classmethod
+    def of(cls, matrix: Array) -> Match:
+        """The match that float32 (N, M) similarities make."""
+        from scipy.optimize import linear_sum_assignment
+
+        rows, columns = linear_sum_assignment(matrix, maximize=True)
+        pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
+        return cls(matrix, matrix.argmax(axis=1), matrix.argmax(axis=0), pairs)
+
 
 class Aligner:
     """Encodes pictures and texts into one space. Made by ``clipkit.load``.
@@ -172,15 +181,10 @@ class Aligner:
         Raises:
             ClipkitError: no picture or no caption.
         """
-        from scipy.optimize import linear_sum_assignment
-
         pictures, texts = as_list(images), _texts(captions)
         if not pictures or not texts:
             raise ClipkitError(f"{len(pictures)} pictures and {len(texts)} captions: give at least one of each")
-        matrix = self.similarity(pictures, texts)
-        rows, columns = linear_sum_assignment(matrix, maximize=True)
-        pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
-        return Match(matrix, matrix.argmax(axis=1), matrix.argmax(axis=0), pairs)
+        return Match.of(self.similarity(pictures, texts))
 
     def caption(
         self, images: Any, pool: Sequence[str], k: int = 5, templates: str | Sequence[str] | None = None
