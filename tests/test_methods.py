@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,35 @@ def test_the_guard_clears_captions_that_say_the_same_and_those_of_copies(tmp_pat
     assert [r["cleared"] for r in records(on, "train")] == [2 * 12 + 2 * 2 + 2 * 2] * 2
     assert all("cleared" not in r for r in records(off, "train"))
     assert records(on, "train")[0]["loss"] < records(off, "train")[0]["loss"]
+
+
+def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
+    rows = [("a dog runs", "the dog is running"), ("A dog runs.", "a cat sleeps"), ("it rains", "A dog runs"),
+            ("it snows", "snow falls")]  # fmt: skip
+    with (tmp_path / "s.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("sentence1", "sentence2"), *rows])
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe("simcse")
+    config = recipe.defaults.replace(model=str(make_config(tmp_path / "tiny.json")), train_data=str(tmp_path / "s.csv"))
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    reader, read = training_reader(model, pairs.train, config), []
+
+    def texts(chosen: list[tuple[int, int, str]]) -> torch.Tensor:
+        read[:] = [caption.lower().strip(".") for _, _, caption in chosen]
+        assert reader.texts is not None
+        return reader.texts(chosen)
+
+    cleared = 0
+    for epoch in range(4):  # which of the two is first is drawn anew
+        batch = replace(reader, texts=texts)([(epoch, i) for i in range(4)])
+        (table,) = recipe.compare(config)(model(None, batch.texts), batch, "gather")
+        samples, seconds = list(zip(read[0::2], read[1::2], strict=True)), read[1::2]
+        for i, said in enumerate(samples):
+            for j, text in enumerate(seconds):
+                assert bool(table.counts()[i, j]) == (i == j or text not in said), (said, text)
+        cleared += table.cleared()
+    assert cleared, "some epoch compares a dog with the same dog"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def targets_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather"
 
 
 def sentences_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:
-    """SimCSE: the first text of each sample with the second of all; hard negatives are keys as well.
+    """SimCSE: the first text of each sample with the second of all; hard negatives are keys as well. What the
+    false-negative guard has grouped does not count.
 
     Raises:
         ClipkitError: the batch has no texts, or not two of each sample.
@@ -102,7 +103,11 @@ def sentences_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gathe
         raise ClipkitError(f"{len(own)} texts of {len(batch.image_ids)} samples: sentences are compared two by two")
     keys = torch.cat([own[1::2], e.texts[is_negative]])
     key_ids = torch.cat([ids[1::2], batch.text_ids[is_negative]])
-    return [Comparison(own[0::2], keys, ids[0::2], key_ids, e.log_scale, e.bias, exchange)]
+    table = Comparison(own[0::2], keys, ids[0::2], key_ids, e.log_scale, e.bias, exchange)
+    if batch.text_groups is None:
+        return [table]
+    groups = torch.cat([batch.text_groups[~is_negative][1::2], batch.text_groups[is_negative]])
+    return [replace(table, query_groups=batch.image_groups, key_groups=groups)]
 
 
 def pairs_and_views_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:

@@ -99,7 +99,7 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         too_long=model.tokenizer.too_long if with_texts else None,
         negatives=_NEGATIVES[data.negatives] if with_texts else None,
         labels=data.compare == "labels",
-        guard=data.guard and data.compare in ("pairs", "pairs+views"),
+        guard=data.guard and with_texts,
     )
 
 
