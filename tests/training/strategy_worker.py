@@ -28,7 +28,7 @@ from training_helpers import make_config
 from clipkit.config import ModelConfig, OptimConfig
 from clipkit.encoders import DualEncoder, build
 from clipkit.objectives import exchange as exchange_module
-from clipkit.objectives import infonce
+from clipkit.objectives import infonce, pairs_table
 from clipkit.pairs import PairBatch
 from clipkit.pairs.order import piece
 from clipkit.training.checkpoint import State as CheckpointState
@@ -106,7 +106,7 @@ def train(kind: str, micro: int | None, rank: int, world: int, folder: Path) -> 
             optimizer = make_optimizer(trained, config)
             load_optimizer(optimizer, run / "checkpoints" / f"step-{step}")
         result, out["calls"] = counted(
-            partial(train_step, wrapped, batch(step, rank, world), infonce, optimizer, accelerator, config)
+            partial(train_step, wrapped, batch(step, rank, world), pairs_table, infonce, optimizer, accelerator, config)
         )
         out["losses"].append(result.loss)
         out["norms"].append(result.grad_norm)
