@@ -105,7 +105,7 @@ def test_sentences_and_interactions(explained: Any) -> None:
     two = explained("two_tower")
     assert [q.name for q in two.tables[0].queries] == ["Ann", "Ann", "Ben", "Ben"]
     assert [k.name for k in two.tables[0].keys] == ["green tea", "teapot", "green tea", "kettle"]
-    assert roles(two) == ["+gg-", "g+--", "g-+g", "--g+"]
+    assert roles(two) == ["+gg-", "g+g-", "g-+g", "g-g+"]
     assert two.tables[0].shifted and "logQ" in facts(two)["temperature"]
 
 
@@ -259,9 +259,10 @@ def test_the_page_holds_everything_and_loads_nothing(explained: Any) -> None:
 
 
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
-    (tmp_path / "evil.txt").write_text("<script>alert(1)</script> & co\nanother sentence\nand a third\n")
+    rows = ["<script>alert(1)</script> & co,the same", "another sentence,again", "and a third,once more"]
+    (tmp_path / "evil.csv").write_text("\n".join(["sentence1,sentence2", *rows]) + "\n")
     tiny = str(make_config(tmp_path / "tiny.json"))
-    flags = Explain(data=str(tmp_path / "evil.txt"), samples=3)
+    flags = Explain(data=str(tmp_path / "evil.csv"), samples=3)
     html = document([explain_recipe("simcse", flags, ["--model", tiny])])
     assert "<script>alert" not in html and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in html
 
