@@ -105,8 +105,8 @@ def tables_loss(tables: Sequence[Comparison], objective: Objective) -> Tensor:
 
 
 def _with_all_targets(embeddings: Embeddings) -> Embeddings:
-    """``embeddings`` with the targets of all processes, in rank order, where there are any."""
-    if embeddings.targets is None or world_size() == 1:
+    """``embeddings`` with the targets of all processes, in rank order, where a queue will take them."""
+    if embeddings.targets is None or embeddings.queue is None or world_size() == 1:
         return embeddings
     counts = row_counts(embeddings.targets.shape[1], embeddings.targets.device)
     everyone = gather_plain(embeddings.targets.transpose(0, 1).contiguous(), counts)
