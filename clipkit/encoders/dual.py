@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from clipkit.encoders.tokens import Tokenizer
-from clipkit.encoders.two_views import TwoViews
+from clipkit.encoders.two_views import TwoViews, unit_rows
 from clipkit.errors import ClipkitError
 from clipkit.pairs import PictureSpec, normalize
 
@@ -180,11 +179,11 @@ class DualEncoder(nn.Module):
             images: uint8 (B, 3, H, W) pictures, float (B, 3, H, W) preprocessed pixels, or float (B, F) cached
                 trunk outputs.
         """
-        return _unit(self.tower("image")(self._pixels(images)))
+        return unit_rows(self.tower("image")(self._pixels(images)))
 
     def encode_text(self, texts: Tensor) -> Tensor:
         """Unit-norm embeddings (B, D) of int64 (B, L) tokens or of float (B, F) cached trunk outputs."""
-        return _unit(self.tower("text")(texts))
+        return unit_rows(self.tower("text")(texts))
 
     def encode_view(self, images: Tensor) -> Tensor:
         """Unit-norm projections (B, P) of views, uint8 or float (B, 3, H, W); without heads, their embeddings."""
@@ -248,7 +247,7 @@ class DualEncoder(nn.Module):
         """What follows an update of the weights: the momentum encoder moves, its keys join the queue.
 
         Args:
-            embeddings: of the step, with all processes' targets.
+            embeddings: of the step; if there is a queue, with all processes' targets.
             progress: share of the run that is done.
         """
         if self.two_views is not None:
@@ -258,11 +257,6 @@ class DualEncoder(nn.Module):
 
 
 _MISSING = "the model knows {has} only: it has no {tower} tower"
-
-
-def _unit(features: Tensor) -> Tensor:
-    features = features if features.dtype == torch.float64 else features.float()
-    return F.normalize(features, dim=-1)
 
 
 def _in_pieces(encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None) -> Tensor:

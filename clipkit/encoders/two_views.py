@@ -85,14 +85,14 @@ class TwoViews(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """(B, width) of the trunk -> (B, out) queries, unit norm."""
         projected = self.projector(features)
-        return _unit(projected if self.predictor is None else self.predictor(projected))
+        return unit_rows(projected if self.predictor is None else self.predictor(projected))
 
     @torch.no_grad()
     def target(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) pixels -> (B, out) keys of the momentum encoder, unit norm, without a gradient."""
         assert self.momentum is not None
         trunk, projector = self.momentum
-        return _unit(projector(trunk(pixels)))
+        return unit_rows(projector(trunk(pixels)))
 
     @torch.no_grad()
     def follow(self, tower: Tower, progress: float) -> None:
@@ -129,7 +129,8 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     )
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit_rows(features: Tensor) -> Tensor:
+    """(B, D) with rows of norm 1, float32, or float64 for float64."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
