@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +28,9 @@ from clipkit.pairs.negatives import swapped, written
 from clipkit.pairs.stream import Negatives
 from clipkit.pairs.views import draw_views
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
+
+View = Callable[[Tensor, int], Tensor]
+"""(decoded picture uint8 (3, H, W), seed) -> one view, uint8 (3, size, size)."""
 
 _LOOKED_AT = 1000  # rows in which a paraphrase is sought
 _NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped}
@@ -135,44 +139,64 @@ def _training_view(model: DualEncoder, config: Config) -> ReadPicture:
     if data.compare in ("views", "labels"):
         return partial(read_views, spec=spec, family=data.views)
     if data.augment == "crop":
-        single: ReadPicture = partial(read_augmented, spec=spec, augment=_augment(config))
+        single: View = partial(cropped, spec=spec, augment=_augment(config))
     else:
-        single = partial(read_view, spec=spec)
-        if data.augment == "small":
-            single = EitherView(single, partial(read_small, spec=spec))
-    return partial(read_with_views, single=single, spec=spec, family=data.views) if _several_views(config) else single
+        single = partial(either_size if data.augment == "small" else whole, spec=spec)
+    if _several_views(config):
+        return partial(read_with_views, single=single, spec=spec, family=data.views)
+    return partial(read_single, single=single)
+
+
+def whole(image: Tensor, seed: int, spec: PictureSpec) -> Tensor:
+    """The evaluation view: a decoded picture, uint8 (3, H, W), to uint8 (3, size, size)."""
+    return fit(image, spec)
+
+
+def cropped(image: Tensor, seed: int, spec: PictureSpec, augment: Augment) -> Tensor:
+    """A training view drawn from ``seed``, uint8 (3, size, size)."""
+    return augment(image, spec, seed)
+
+
+def either_size(image: Tensor, seed: int, spec: PictureSpec) -> Tensor:
+    """The evaluation view, or by ``seed`` a picture as a tiny one shows it; the same choice as ``EitherView``'s."""
+    return fit(image, spec) if seed % 2 else shrink(image, spec, seed >> 1)
+
+
+def read_single(shards: ShardSet, sample: int, seed: int, single: View) -> Tensor:
+    """One view of a picture, uint8 (3, size, size)."""
+    return single(_decoded(shards, sample), seed)
 
 
 def read_view(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
     """The evaluation view of a picture, uint8 (3, size, size)."""
-    return fit(decode_image(shards.read_picture(sample), shards.where(sample)), spec)
+    return whole(_decoded(shards, sample), seed, spec)
 
 
 def read_augmented(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, augment: Augment) -> Tensor:
     """A training view of a picture, uint8 (3, size, size), drawn from ``seed``."""
-    return augment(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed)
+    return cropped(_decoded(shards, sample), seed, spec, augment)
 
 
 def read_views(shards: ShardSet, sample: int, seed: int, spec: PictureSpec, family: Family) -> Tensor:
     """Two training views of a picture, uint8 (2, 3, size, size), drawn from ``seed``."""
-    return draw_views(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed, family)
+    return draw_views(_decoded(shards, sample), spec, seed, family)
 
 
 def read_with_views(
-    shards: ShardSet, sample: int, seed: int, single: ReadPicture, spec: PictureSpec, family: Family
+    shards: ShardSet, sample: int, seed: int, single: View, spec: PictureSpec, family: Family
 ) -> Tensor:
-    """The view that goes with the caption and two more, uint8 (3, 3, size, size)."""
-    return torch.cat([single(shards, sample, seed)[None], read_views(shards, sample, seed, spec, family)])
+    """The view that goes with the caption and two more, uint8 (3, 3, size, size), of a picture decoded once."""
+    image = _decoded(shards, sample)
+    return torch.cat([single(image, seed)[None], draw_views(image, spec, seed, family)])
+
+
+def _decoded(shards: ShardSet, sample: int) -> Tensor:
+    return decode_image(shards.read_picture(sample), shards.where(sample))
 
 
 def _augment(config: Config) -> Augment:
     data = config.data
     return Augment(data.crop_scale, data.flip, data.color_jitter, data.rand_augment)
-
-
-def read_small(shards: ShardSet, sample: int, seed: int, spec: PictureSpec) -> Tensor:
-    """A picture as a tiny one shows it, uint8 (3, size, size)."""
-    return shrink(decode_image(shards.read_picture(sample), shards.where(sample)), spec, seed >> 1)
 
 
 def read_tokens(chosen: list[tuple[int, int, str]], tokenizer: Tokenizer) -> Tensor:
