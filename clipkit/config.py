@@ -194,7 +194,7 @@ class RunConfig:
     keep_last: int = 2
     """Checkpoints kept besides the best one."""
     keep_best: bool = True
-    """Also keep the checkpoint with the best validation recall@1, and end with it."""
+    """Also keep the checkpoint that is best on the validation data (recall@1, neighbours or NDCG), and end with it."""
     eval_every: int | None = None
     """Steps between evaluations on the validation data. Default: once an epoch."""
     log_every: int = 10

@@ -30,7 +30,7 @@ def show_results(trainer: Trainer, baseline: dict[str, Any], outcome: Outcome) -
     best = checkpoint_of(run, outcome.best) if outcome.best not in (None, outcome.step) else None
     if best is not None:
         load_weights(trainer.model, best)
-        say(f"the best validation recall was at step {outcome.best}; its weights are used from here on")
+        say(f"the best validation figure was at step {outcome.best}; its weights are used from here on")
     losses = [record["loss"] for record in read_metrics(run) if record.get("kind") == "train"]
     if losses:
         say(f"{outcome.step} steps done; loss {losses[0]:.3f} at the first, {losses[-1]:.3f} at the last")

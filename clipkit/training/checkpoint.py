@@ -44,7 +44,7 @@ class State:
     Attributes:
         step: steps done, which is also the stream's whole state.
         fingerprint: of the training shards; another one means other data.
-        best: best validation recall@1 so far, and its step.
+        best: best validation figure so far (``SplitReport.goal``), and its step.
         arithmetic: precision, matmul setting and threads of the run.
         seconds: of training so far.
         evaluated: last step at which the validation data were looked at.
