@@ -63,13 +63,7 @@ def read_pictures(paths: Sequence[str] | None, spec: PictureSpec) -> list[Pictur
 
 def check_picture(path: str | Path) -> bytes:
     """The file's bytes, if its header is that of a picture of acceptable size; nothing is decoded."""
-    if is_http_url_like(str(path)):
-        raise ClipkitError(f"{path}: addresses are not fetched; upload the picture")
-    name = Path(path).name
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ClipkitError(f"{name}: the upload cannot be read ({error.strerror}); upload it again") from None
+    name, data = _upload(path, "picture")
     if len(data) > MAX_UPLOAD:
         raise ClipkitError(f"{name}: {len(data) / 2**20:.0f} MB; more than {MAX_UPLOAD >> 20} MB are refused")
     width, height = _size(data, name)
@@ -119,15 +113,20 @@ def read_captions_file(path: str) -> list[str]:
     return captions_in(check_text(path), Path(path).name)
 
 
-def check_text(path: str) -> bytes:
-    """The bytes of an uploaded text file."""
+def _upload(path: str | Path, what: str) -> tuple[str, bytes]:
+    """Name and bytes of an uploaded file."""
     if is_http_url_like(str(path)):
-        raise ClipkitError(f"{path}: addresses are not fetched; upload the file")
+        raise ClipkitError(f"{path}: addresses are not fetched; upload the {what}")
     name = Path(path).name
     try:
-        data = Path(path).read_bytes()
+        return name, Path(path).read_bytes()
     except OSError as error:
         raise ClipkitError(f"{name}: the upload cannot be read ({error.strerror}); upload it again") from None
+
+
+def check_text(path: str) -> bytes:
+    """The bytes of an uploaded text file."""
+    name, data = _upload(path, "file")
     if len(data) > MAX_TEXT:
         raise ClipkitError(f"{name}: {len(data) / 2**20:.1f} MB; more than {MAX_TEXT >> 20} MB of text are refused")
     return data
