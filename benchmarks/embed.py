@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from isolated import in_process, measured
+from isolated import in_process, measured, pin_threads
 from machine import write
 
 BATCH = 32
@@ -156,8 +155,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(json.loads(options.one))))
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(options.threads)  # of the processes to come
+    pin_threads(options.threads)
     figures: dict[str, Any] = {"model": options.model, "threads": options.threads, "pictures": options.pictures,
                                "classes": options.classes, "templates": 80}  # fmt: skip
     made: dict[str, Any] = {}

@@ -44,6 +44,12 @@ def _status(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status: memory is measured on Linux only")
 
 
+def pin_threads(n: int) -> None:
+    """Let the processes to come use ``n`` threads."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(n)
+
+
 def in_process(script: str, arguments: dict[str, Any], timeout: float = 7200) -> dict[str, Any] | None:
     """What ``python SCRIPT --one JSON`` prints as its last line; None if the process was killed or failed."""
     command = [sys.executable, script, "--one", json.dumps(arguments)]

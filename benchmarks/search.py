@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from isolated import in_process, measured
+from isolated import in_process, measured, pin_threads
 from machine import write
 
 WIDTH, QUERIES, K = 512, 100, 10
@@ -141,8 +140,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(json.loads(options.one))))
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(options.threads)  # of the processes to come
+    pin_threads(options.threads)
     figures: dict[str, Any] = {"width": WIDTH, "k": K, "threads": options.threads, "rows": {}}
     print(f"{'rows':>10} {'method':14} {'q/s alone':>10} {'q/s 100':>9} {'recall':>7} {'own MiB':>8} {'mapped':>7}")
     for n in options.rows:
