@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test needs a network
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))  # training_helpers: a small table and a tiny model
+sys.path.insert(0, str(Path(__file__).parent))  # worlds: the same cases on many processes
 Cli = Callable[..., tuple[int, str, str]]
 
 

@@ -7,19 +7,15 @@ Results go to FOLDER/results-W-RANK.pt, by the name of the case.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from objectives_family import LOSSES, gradients
 from objectives_loops import KINDS, ruled
 from objectives_tables import table
+from worlds import run_worlds
 
 from clipkit.objectives import Comparison, GlobalContrastive, Tiling
 from clipkit.pairs.order import piece
@@ -83,19 +79,10 @@ def cases(rank: int, world: int, full: bool) -> Iterator[tuple[str, Any]]:
         yield f"cleared/{kind}", split(ruled(kind), "even", rank, world).cleared()
 
 
-def rank_main(rank: int, folder: str, full: bool) -> None:
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank >= world:
-            continue
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
-        results = dict(cases(rank, world, full))
-        if world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-        torch.save(results, Path(folder) / f"results-{world}-{rank}.pt")
+def found_by(rank: int, world: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a rank finds, everything or some of it."""
+    return dict(cases(rank, world, "full" in arguments))
 
 
 if __name__ == "__main__":
-    mp.start_processes(rank_main, args=(sys.argv[1], "full" in sys.argv), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]
+    run_worlds(WORLDS, found_by)

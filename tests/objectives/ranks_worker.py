@@ -8,16 +8,12 @@ go to FOLDER/results-W-RANK.pt, by the name of the case.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ranks_counting
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from objectives_tables import table
 from ranks_mutations import MUTATIONS, mutated
 from torch import Tensor, nn
@@ -26,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from worlds import run_worlds
 
 from clipkit.encoders import Embeddings
 from clipkit.objectives import ClipLoss, Comparison, SigLipLoss, Tiling, compare, dense, infonce, sigmoid, tiled_infonce
@@ -275,19 +272,10 @@ def cases(rank: int, world: int, full: bool) -> Iterator[tuple[str, dict[str, An
                 yield f"mutant/{mutation}/{loss}", own
 
 
-def rank_main(rank: int, folder: str, full: bool) -> None:
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank >= world:
-            continue
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
-        results = dict(cases(rank, world, full))
-        if world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-        torch.save(results, Path(folder) / f"results-{world}-{rank}.pt")
+def found_by(rank: int, world: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a rank finds, everything or some of it."""
+    return dict(cases(rank, world, "full" in arguments))
 
 
 if __name__ == "__main__":
-    mp.start_processes(rank_main, args=(sys.argv[1], "full" in sys.argv), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]
+    run_worlds(WORLDS, found_by)

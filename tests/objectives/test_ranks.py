@@ -6,8 +6,6 @@ What the processes find is compared with the reference, not with clipkit on one 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,14 @@ from objectives_reference import LOSSES, Answer, breaches, long, reference
 from objectives_tables import table
 from ranks_counting import DIM
 from torch import Tensor, nn
+from worlds import Found, launch
 
 from clipkit.objectives import Comparison
 
 WORKER = Path(worker.__file__)
-ROOT = WORKER.parents[2]
 WORLDS = (1, 2, 3, 4)
 MANY = WORLDS[1:]
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
-
-Found = dict[int, list[dict[str, Any]]]
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 
@@ -39,17 +35,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 )  # the full product takes minutes
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of every world found, from one launch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), request.param],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {w: [torch.load(folder / f"results-{w}-{r}.pt") for r in range(w)] for w in WORLDS}
+    return launch(WORKER, tmp_path_factory.mktemp("ranks"), WORLDS, request.param)
 
 
 def of_kind(found: Found, world: int, kind: str) -> Iterator[tuple[str, list[str], list[dict[str, Any]]]]:

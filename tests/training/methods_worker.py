@@ -7,16 +7,14 @@ The parent imports clipkit once and forks. Results go to FOLDER/results-W-RANK.p
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from worlds import run_worlds
 
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder
@@ -104,22 +102,14 @@ def gradients(rank: int, world: int) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in found.items() if v is not None}
 
 
-def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank >= world:
-            continue
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
-        results: dict[str, Any] = {name: steps(name, rank, world) for name in RECIPES}
-        results["batchnorm"] = gradients(rank, world)
-        if world == 2:
-            results |= {f"{name}, sharded": steps(name, rank, world, sharded=True) for name in ("moco", "byol")}
-        if world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-        torch.save(results, Path(folder) / f"results-{world}-{rank}.pt")
+def found_by(rank: int, world: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Every method, BatchNorm alone, and on two ranks two methods with sharded weights."""
+    results: dict[str, Any] = {name: steps(name, rank, world) for name in RECIPES}
+    results["batchnorm"] = gradients(rank, world)
+    if world == 2:
+        results |= {f"{name}, sharded": steps(name, rank, world, sharded=True) for name in ("moco", "byol")}
+    return results
 
 
 if __name__ == "__main__":
-    mp.start_processes(rank_main, args=(sys.argv[1],), nprocs=max(WORLDS), start_method="fork")  # type: ignore[no-untyped-call]
+    run_worlds(WORLDS, found_by)

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import methods_worker as worker
 import pytest
 import torch
+from worlds import Found, launch
 
 WORKER = Path(worker.__file__)
-Found = dict[int, list[dict[str, Any]]]
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of every world found, from one launch."""
-    folder = tmp_path_factory.mktemp("methods")
-    path = os.pathsep.join([str(WORKER.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {w: [torch.load(folder / f"results-{w}-{r}.pt") for r in range(w)] for w in worker.WORLDS}
+    return launch(WORKER, tmp_path_factory.mktemp("methods"), worker.WORLDS)
 
 
 @pytest.mark.parametrize("world", worker.WORLDS[1:])
