@@ -11,6 +11,7 @@ from clipkit.errors import ClipkitError
 
 if TYPE_CHECKING:
     from clipkit.pairs import Bad, ShardSet
+    from clipkit.training.console import Console
 
 
 SENTENCES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -41,7 +42,7 @@ def pairs_from_config(config: Config) -> Pairs:
 
     opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
     splits = [folder for _, folder in opened if folder is not None]
-    left_out = tuple(bad for folder in splits for bad in _left_out(folder))
+    left_out = tuple(bad for folder in splits for bad in left_out_of(folder))
     if len(opened) > 1:
         train = join_shards([shards for shards, _ in opened], config.data.train_weights)
     elif config.data.train_weights:
@@ -59,8 +60,17 @@ def pairs_from_config(config: Config) -> Pairs:
     return Pairs(train, held_out, left_out)
 
 
-def _left_out(folder: Path) -> tuple[Bad, ...]:
-    """What was left out when the shards in ``folder`` were made."""
+def say_left_out(folder: Path | None, console: Console) -> None:
+    """Say what ``left_out_of`` names, the first five of it."""
+    left_out = left_out_of(folder) if folder is not None else ()
+    for bad in left_out[:5]:
+        console.say(f"skipped {bad.where}: {bad.reason}")
+    if len(left_out) > 5:
+        console.say(f"skipped {len(left_out) - 5} more")
+
+
+def left_out_of(folder: Path) -> tuple[Bad, ...]:
+    """What was left out when the shards in ``folder`` were made; each ``where`` is a file of the source."""
     import json
 
     from clipkit.pairs import Bad

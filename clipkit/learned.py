@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from clipkit.config import Config
-from clipkit.data_option import open_data
+from clipkit.data_option import open_data, say_left_out
 from clipkit.encoders.build import rebuild, save_description
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
@@ -140,6 +140,7 @@ def _splits(
     spec = model.model.picture
     model.model.tower("image")  # a model of texts alone says so before anything is read
     shards, folder = open_data(data, config, "train")
+    say_left_out(folder, console)
     names = [split] if split else ["test", "val"]
     found = next((folder / name for name in names if folder is not None and (folder / name).is_dir()), None)
     if split and found is None:

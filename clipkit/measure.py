@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.config import Config
-from clipkit.data_option import open_data
+from clipkit.data_option import open_data, say_left_out
 from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
@@ -54,7 +54,7 @@ def measure(
     Raises:
         ClipkitError: no data, no such split, or nothing in it to measure.
     """
-    shards = _shards(model, data, split, config)
+    shards = _shards(model, data, split, config, console)
     reader = plain_reader(model.model, shards, config)
     start = before_training(model)
     if start is not None:  # its picture tower is the same: one pass for both, kept for the next time
@@ -154,7 +154,7 @@ def _languages(
     return figures
 
 
-def _shards(model: Aligner, data: str | None, split: str | None, config: Config) -> ShardSet:
+def _shards(model: Aligner, data: str | None, split: str | None, config: Config, console: Console) -> ShardSet:
     if data is None:
         run = Path(model.name)
         if not (run / FOLDER).is_dir():
@@ -169,7 +169,9 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config)
         folder = Path(data) / name
         if folder.is_dir() and any(folder.glob("*.tar")):
             return open_shards(folder)
-    return open_data(data, config, split or "train")[0]
+    shards, prepared = open_data(data, config, split or "train")
+    say_left_out(prepared, console)
+    return shards
 
 
 def before_training(model: Aligner) -> Aligner | None:

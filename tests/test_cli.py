@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -15,24 +13,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
-from training_helpers import ROOT, draw, make_config, make_table
+from training_helpers import ROOT, make_config
 
 from clipkit.cli import VERBS
 
 Cli = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture
-def mistake_after(cli: Cli) -> Callable[..., str]:
-    """The one line of a mistake that is found after something has been said."""
-
-    def call(*arguments: Any) -> str:
-        status, out, err = cli(*arguments)
-        assert status == 2 and err.startswith("clipkit: ") and err.count("\n") == 1, (status, out, err)
-        return err
-
-    return call
 
 
 # Help
@@ -243,141 +229,6 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 # What the verbs do
-
-
-def test_match(cli: Cli, run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for colour in ("red", "blue", "green"):
-        draw(colour, "plain").save(folder / f"{colour}.png")
-    (tmp_path / "captions.txt").write_text("a green plain\na red plain\na blue plain\na pink top\n")
-    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run)
-    rows = list(csv.DictReader(out.splitlines()))
-    assert status == 0 and err == "" and len(rows) == 3
-    assert {Path(r["picture"]).stem for r in rows} == {"red", "blue", "green"}
-    assigned = [r["assigned_caption"] for r in rows]
-    assert len(set(assigned)) == 3 and all(-1 <= float(r["score"]) <= 1 for r in rows)
-    assert sum(Path(r["picture"]).stem in r["assigned_caption"] for r in rows) >= 2
-    status, out, _ = cli("match", folder, tmp_path / "captions.txt", "--model", run, "--output", tmp_path / "m.csv")
-    assert status == 0 and list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines())) == rows
-    page = tmp_path / "m.html"
-    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run, "--html", page)
-    assert status == 0 and err == "" and out == f"3 pictures and 4 captions matched: {page}\n"
-    html = page.read_text(encoding="utf-8")
-    assert html.count('<img src="data:image/webp;base64,') == 3 and ">red.png<" in html and str(folder) not in html
-    for row in rows:
-        assert f"{row['best_caption']} ({float(row['score']):.3f})" in html
-    (folder / "broken.png").write_bytes(b"no picture")
-    status, out, err = cli("match", folder, tmp_path / "captions.txt", "--model", run)
-    assert status == 0 and list(csv.DictReader(out.splitlines())) == rows, "the others are matched all the same"
-    assert err.startswith("clipkit: skipped") and "broken.png" in err and err.count("\n") == 1
-
-
-def test_evaluate_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:
-    status, out, err = cli("evaluate", run, "--output", tmp_path / "figures.json")
-    assert status == 0 and err == ""
-    assert "recall@1" in out and "chance" in out and "60" in out
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    own = json.loads((run / "evaluation.json").read_text())["retrieval"]
-    for way in ("image_to_text", "text_to_image"):
-        for k in ("1", "5", "10"):
-            assert figures["retrieval"][way][k]["value"] == pytest.approx(own[way][k]["value"], abs=0.02)
-    assert figures["retrieval"]["image_to_text"]["10"]["value"] > 0.3, "it knows what it was trained on"
-
-
-def test_evaluate_a_table(cli: Cli, run: Path, tmp_path: Path) -> None:
-    table = make_table(tmp_path / "data", 20, noise=3, bad=[4])
-    status, out, _ = cli("evaluate", run, "--data", table, "--output", tmp_path / "figures.json")
-    assert status == 0 and "recall@1" in out
-    assert json.loads((tmp_path / "figures.json").read_text())["retrieval"]["n_images"] == 19
-
-
-def test_evaluate_classes(cli: Cli, run: Path, tmp_path: Path) -> None:
-    for colour in ("red", "blue", "green"):
-        (tmp_path / "photos" / f"{colour} plain").mkdir(parents=True)
-        for i in range(4):
-            draw(colour, "plain", i).save(tmp_path / "photos" / f"{colour} plain" / f"{i}.png")
-    status, out, _ = cli(
-        "evaluate", run, "--data", tmp_path / "photos", "--templates", "a {}", "--output", tmp_path / "figures.json"
-    )
-    assert status == 0 and "zero-shot" in out and "majority" in out and "chance" in out
-    zero = json.loads((tmp_path / "figures.json").read_text())["zero_shot"]
-    assert zero["chance"] == pytest.approx(1 / 3) and zero["top1"]["value"] > 0.6
-    assert "retrieval" not in json.loads((tmp_path / "figures.json").read_text()), "labels are not captions"
-
-
-def coloured(folder: Path, count: int, noise: int = 0) -> Path:
-    """A folder with a folder of ``count`` pictures for each of three colours."""
-    for colour in ("red", "blue", "green"):
-        (folder / colour).mkdir(parents=True)
-        for i in range(count):
-            draw(colour, "square", noise + i).save(folder / colour / f"{i}.png")
-    return folder
-
-
-def test_the_health_of_the_space(cli: Cli, run: Path, tmp_path: Path) -> None:
-    status, out, _ = cli("evaluate", run, "--output", tmp_path / "figures.json")
-    space = json.loads((tmp_path / "figures.json").read_text())["space"]
-    assert status == 0 and all(f"the space: {sentence}" in out for sentence in space["sentences"])
-    assert space["images"]["n"] == space["texts"]["n"] == 60 and space["images"]["embed_dim"] == 24
-    assert space["alignment"] < space["distance"], "it knows its pairs"
-
-
-def test_probes_on_class_folders(cli: Cli, run: Path, tmp_path: Path) -> None:
-    coloured(tmp_path / "photos" / "train", 6)
-    coloured(tmp_path / "photos" / "val", 4, noise=100)
-    (tmp_path / "photos" / "val" / "red" / "bad.png").write_bytes(b"no picture")
-    status, out, err = cli("evaluate", run, "--probe", tmp_path / "photos", "--output", tmp_path / "figures.json")
-    assert status == 0 and err == "" and "recall" not in out, "only what was asked for"
-    probes = json.loads((tmp_path / "figures.json").read_text())["probes"]
-    for kind in ("linear", "knn"):
-        assert probes[kind]["top1"]["value"] > 0.8 and (probes[kind]["n_train"], probes[kind]["n_test"]) == (18, 12)
-    assert "linear top-1" in out and "18 labelled pictures, 12 to test (val)" in out
-    assert "bad.png" in out or "12 to test" in out
-
-
-def test_label_efficiency_on_class_folders(cli: Cli, run: Path, tmp_path: Path) -> None:
-    coloured(tmp_path / "photos", 10)
-    quick = ["--fractions", "0.2", "1", "--seeds", "2", "--epochs", "0", "--min-steps", "3"]
-    status, out, _ = cli("evaluate", run, "--label-efficiency", tmp_path / "photos", *quick)
-    assert status == 0 and "from scratch" in out and "24 labelled pictures, 6 to test (a fifth" in out
-    found = json.loads((run / "label_efficiency.json").read_text())
-    assert [(p["n_labels"], p["steps"]) for p in found["points"]] == [(6, 3), (24, 3)]
-    assert len(found["points"][0]["scratch_seeds"]) == 2 and found["class_names"] == ["blue", "green", "red"]
-    assert (run / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
-    status, out, _ = cli(
-        "evaluate", run, "--label-efficiency", tmp_path / "photos", *quick, "--output", tmp_path / "all.json"
-    )
-    assert status == 0 and (tmp_path / "all.png").is_file()
-    assert json.loads((tmp_path / "all.json").read_text())["label_efficiency"]["points"] == found["points"]
-
-
-def test_sentence_pairs(cli: Cli, run: Path, tmp_path: Path) -> None:
-    rows = ["a red plain\ta red plain\t5", "a red plain\ta red left\t3", "a red plain\ta cyan top\t0"]
-    (tmp_path / "sts.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
-    status, out, _ = cli("evaluate", run, "--sts", tmp_path / "sts.tsv", "--output", tmp_path / "figures.json")
-    found = json.loads((tmp_path / "figures.json").read_text())["sts"]
-    assert status == 0 and "Spearman" in out and "3 pairs" in out
-    assert found["n_pairs"] == 3 and found["spearman"]["value"] >= 0.5, "the same sentence is nearest"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ("--sts gone.tsv", "gone.tsv"),
-        ("--probe gone", "gone"),
-        ("--probe TABLE", "has no label"),
-        ("--label-efficiency PHOTOS --fractions 2", "fraction"),
-        ("--label-efficiency PHOTOS --lr 0", "learning rate"),
-        ("--probe PHOTOS --split test", "no split called test"),
-    ],
-)
-def test_mistakes_in_what_was_learned(
-    mistake_after: Any, run: Path, table: Path, tmp_path: Path, monkeypatch: Any, arguments: str, named: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    places = {"TABLE": table, "PHOTOS": coloured(tmp_path / "photos", 5)}
-    assert named in mistake_after("evaluate", run, *[places.get(word, word) for word in arguments.split()])
 
 
 def test_prepare(cli: Cli, mistake: Any, table: Path, tmp_path: Path) -> None:
