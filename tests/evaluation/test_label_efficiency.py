@@ -203,7 +203,7 @@ def test_a_decoder_in_place_of_a_tensor() -> None:
     arguments = {"fractions": (0.5,), "seeds": 1, "budget": BUDGET}
     whole = label_efficiency(Small, Small, train, label, test, truth, to_pixels, **arguments)  # type: ignore[arg-type]
     lazy = label_efficiency(Small, Small, Decoder(train), label, Decoder(test), truth, to_pixels, **arguments)  # type: ignore[arg-type]
-    assert lazy == whole or lazy.to_dict() == whole.to_dict()
+    assert lazy.to_dict() == whole.to_dict()
     assert whole.to_dict()["points"][0]["gain"]["low"] is None, "one seed has no interval"
 
 
@@ -266,7 +266,7 @@ def test_the_plot(tmp_path: Path) -> None:
         )
         curve.plot(tmp_path / "curve.svg")
         drawn = (tmp_path / "curve.svg").read_text()
-        assert "from scratch" in drawn or "<path" in drawn
+        assert "from scratch" in drawn
     with pytest.raises(ClipkitError, match=r"curve\.xyz"):
         curve.plot(tmp_path / "curve.xyz")
     with pytest.raises(ClipkitError, match="gone"):
