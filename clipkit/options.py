@@ -47,7 +47,7 @@ def parse_training(arguments: list[str], prog: str = "clipkit train") -> tuple[R
         _Flags,
         arguments,
         prog,
-        description=f"Train an image-text model. Recipes:\n\n{recipes}",
+        description=f"Train a model of images and text, or another of the contrastive family. Recipes:\n\n{recipes}",
         default=_Flags(recipe.name, file, defaults.data, defaults.model, defaults.optim, defaults.run),
         config=(tyro.conf.OmitArgPrefixes,),
     )
