@@ -165,7 +165,8 @@ class Trainer:
         save_every = config.run.save_every or every_epoch
         eval_every = config.run.eval_every or every_epoch
         if metrics and start == 0:
-            self._record(metrics, {"kind": "start", "step": 0, "steps": steps, **self.arithmetic.to_dict()})
+            start_record = {"kind": "start", "step": 0, "steps": steps, "processes": world}
+            self._record(metrics, {**start_record, **self.arithmetic.to_dict()})
         step, saved = start, start
         if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
             self._validate(start, metrics)
