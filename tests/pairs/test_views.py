@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from clipkit.pairs.decode import PictureSpec
-from clipkit.pairs.views import FAMILIES, View, draw_views
+from clipkit.pairs.views import FAMILIES, View, _blurred, draw_views
 
 SPEC = PictureSpec(size=32)
 
@@ -79,3 +79,15 @@ def test_the_families_are_those_of_the_papers() -> None:
     assert (byol[0].blur, byol[0].solarize, byol[1].blur, byol[1].solarize) == (1.0, 0.0, 0.1, 0.2)
     assert byol[0].jitter == byol[1].jitter == (0.4, 0.4, 0.2, 0.1)
     assert FAMILIES["simclr-small"][0].blur == 0 and FAMILIES["simclr-small"][0].jitter == (0.4, 0.4, 0.4, 0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_the_blur_is_a_gaussian(sigma: float) -> None:
+    picture = image(size=64)
+    blurred = _blurred(picture, 9, sigma)
+    assert blurred.dtype == torch.uint8 and blurred.shape == picture.shape
+    place = torch.arange(-4, 5, dtype=torch.float64)
+    line = torch.exp(-(place**2) / (2 * sigma**2))
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    whole = torch.nn.functional.conv2d(picture[:, None].double(), kernel[None, None])[:, 0]
+    assert (blurred[:, 4:-4, 4:-4] - whole).abs().max() < 0.51, "right but for the rounding to whole values"
