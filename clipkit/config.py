@@ -57,9 +57,12 @@ class DataConfig:
     views: Family = "simclr"
     """How the two views are drawn: as in the SimCLR paper (simclr-small: its settings for CIFAR-10), as MoCo v2 or as
     BYOL."""
-    negatives: Literal["none", "column", "swap"] = "none"
-    """Hard negatives, captions that are compared with every picture and belong to none: those in the samples' own
-    `negative` field, or made by rule from the caption (a colour, number, side or word order exchanged)."""
+    negatives: Literal["none", "column", "swap", "mined"] = "none"
+    """Hard negatives, captions that are compared with every picture besides the batch's own: those in the samples'
+    `negative` field, made by rule from the caption (a colour, number, side or word order exchanged), or other samples'
+    captions that the model itself found nearest in the epoch before."""
+    mining_margin: float = 0.05
+    """A mined caption's cosine is at least this much below that of the picture's own, else it probably belongs too."""
     guard: bool = True
     """False-negative guard: a caption that says the same as a picture's own, or that belongs to a copy of the picture,
     is not its negative."""
@@ -284,6 +287,10 @@ def check_settings(config: Config) -> None:
         raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
     if not 0 < flat["gamma"] <= 1:
         raise ClipkitError(f"--gamma is {flat['gamma']}; it must be above 0 and at most 1")
+    if not 0 <= flat["mining_margin"] <= 2:
+        raise ClipkitError(f"--mining-margin is {flat['mining_margin']}; it is a difference of cosines, from 0 to 2")
+    if flat["negatives"] == "mined" and flat["compare"] not in ("pairs", "sentences", "pairs+views"):
+        raise ClipkitError("--negatives mined finds texts: it goes with --compare pairs, sentences or pairs+views")
     if flat["objective"] == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
         raise ClipkitError("--objective global remembers samples: it goes with --compare pairs and --negatives none")
     low, high = flat["crop_scale"]

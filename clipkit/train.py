@@ -68,6 +68,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.training.console import Console
     from clipkit.training.data import make_readers
     from clipkit.training.loop import Trainer
+    from clipkit.training.mining import make_miner
     from clipkit.training.plan import show_plan
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.quarantine import log_bad, report_left_out
@@ -92,6 +93,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
     compare, objective = recipe.compare(config), recipe.objective(config)
+    miner = make_miner(config, model, pairs.train)
     if isinstance(objective, torch.nn.Module):
         objective.to(accelerator.device)
     if config.run.dry_run:
@@ -112,8 +114,9 @@ def run(recipe: Recipe, config: Config) -> Path:
         arithmetic = replace(arithmetic, threads=1)
         apply_arithmetic(arithmetic, accelerator.device)
     trainer = Trainer(
-        config, directory, model, compare, objective, readers, accelerator, arithmetic, console, checkpoint
-    )
+        config, directory, model, compare, objective, readers, accelerator, arithmetic, console, checkpoint,
+        miner=miner,
+    )  # fmt: skip
     baseline = trainer.measure_before()
     outcome = trainer.train()
     accelerator.end_training()

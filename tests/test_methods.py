@@ -86,13 +86,16 @@ def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_
     small = make_config(tmp_path / "tiny.json")
     picture = {"image_model": "test_resnet", "image_pretrained": False, "image_size": 32, "projector_hidden": 16,
                "projector_dim": 8, "val_data": str(classes), "train_data": str(classes)}  # fmt: skip
+    words = {"model": str(small), "train_data": str(sentences), "lr": 1e-3, "epochs": 9}
     pairs = {"model": str(small), "train_data": str(table), "val_data": str(table)}
     return {
         "simclr": picture, "moco": {**picture, "queue": 24}, "byol": {**picture, "predictor": 8}, "supcon": picture,
         "slip": {**pairs, "projector_hidden": 16, "projector_dim": 8}, "margin": pairs, "triplet": pairs,
-        "simcse": {"model": str(small), "train_data": str(sentences), "negatives": "column", "lr": 1e-3, "epochs": 9},
+        "simcse": {**words, "negatives": "column"},
         "two_tower": {"train_data": str(interactions), "embed_dim": 16},
         "clip, swapped negatives": {**pairs, "negatives": "swap"},
+        "clip, mined negatives": {**pairs, "negatives": "mined"},
+        "simcse, mined": {**words, "negatives": "mined"},
         "clip, global": {**pairs, "objective": "global"},
         "triplet, labels": {**picture, "compare": "labels", "mining": "semihard"},
     }  # fmt: skip
@@ -100,7 +103,7 @@ def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_
 
 METHODS = (
     "simclr", "moco", "byol", "supcon", "slip", "margin", "triplet", "simcse", "two_tower", "clip, swapped negatives",
-    "clip, global", "triplet, labels",
+    "clip, mined negatives", "simcse, mined", "clip, global", "triplet, labels",
 )  # fmt: skip
 
 
@@ -123,7 +126,7 @@ def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_pa
     shutil.rmtree(again / "checkpoints" / "step-4")
     clipkit.train(recipe, **settings, output=str(again), resume="auto")
     assert [r["loss"] for r in records(again, "train")] == losses
-    for file in ("model.safetensors", "objective.safetensors"):
+    for file in ("model.safetensors", "memory.safetensors"):
         one, two = (r / "checkpoints" / "step-4" / file for r in (run, again))
         assert one.is_file() == two.is_file() and (not one.is_file() or one.read_bytes() == two.read_bytes())
 
@@ -225,6 +228,8 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("moco", {"momentum": None}, "--queue"),
         ("simclr", {"text_model": "x"}, "trains the image tower alone: pass --image-model"),
         ("clip", {"objective": "global", "negatives": "swap"}, "--negatives none"),
+        ("simclr", {"negatives": "mined"}, "--negatives mined finds texts"),
+        ("clip", {"negatives": "mined", "mining_margin": 3.0}, "--mining-margin is 3.0"),
         ("simclr", {"momentum": 1.5}, "--momentum is 1.5"),
         ("two_tower", {"item_column": "thing"}, "no column thing; there are user_id, item_id, timestamp"),
         ("two_tower", {"time_column": "when"}, "--time-column when"),
@@ -265,7 +270,7 @@ def test_the_triplet_recipe_is_vse_plus_plus(basics: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, global"])
+@pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, mined negatives", "clip, global"])
 def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
     settings = {"recipe": name.split(",")[0], "batch_size": 15, "max_steps": 3, "log_every": 1, "workers": 0,
                 "optimizer": "sgd", "lr": 1e-2, "eval_every": 3, **basics[name]}  # fmt: skip

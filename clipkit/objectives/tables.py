@@ -97,7 +97,7 @@ def sentences_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gathe
     """
     if e.texts is None:
         raise ClipkitError("sentences are compared, but the batch has no texts")
-    is_negative = batch.text_ids < 0
+    is_negative = ~batch.own_texts()
     own, ids = e.texts[~is_negative], batch.text_ids[~is_negative]
     if len(own) % 2 or not torch.equal(ids[0::2], ids[1::2]):
         raise ClipkitError(f"{len(own)} texts of {len(batch.image_ids)} samples: sentences are compared two by two")

@@ -39,6 +39,7 @@ class PairBatch:
         image_groups, text_groups: int64 (b, G) and (t, G), if there is a false-negative guard: samples that share a
             group are no negatives of each other; see ``clipkit.pairs.guard``.
         text_shift: float (t,) added to the scores of each text (the logQ correction), or None.
+        mined: how many of the texts, the last ones, are hard negatives that are other samples' texts, with their ids.
     """
 
     images: Tensor | None
@@ -52,6 +53,13 @@ class PairBatch:
     image_groups: Tensor | None = None
     text_groups: Tensor | None = None
     text_shift: Tensor | None = None
+    mined: int = 0
+
+    def own_texts(self) -> Tensor:
+        """bool (t,): the texts that belong to the batch's samples and are no hard negatives."""
+        own = self.text_ids >= 0
+        own[len(own) - self.mined :] = False
+        return own
 
     def to(self, device: torch.device) -> PairBatch:
         """The batch on ``device``."""

@@ -8,12 +8,13 @@ A rank takes its piece of the batch, a worker makes whole pieces. Views, caption
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
@@ -26,7 +27,7 @@ from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
 from clipkit.pairs.workers import Ahead, read_in_workers, start_quietly
 
-CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds
+CAPTION, VIEW, SUBSTITUTE, MINED = 1, 2, 3, 5  # purposes of a sample's seeds; 4 is the dropout of a step
 _TRIES = 20  # substitutes tried for a bad sample before the run stops
 
 
@@ -61,6 +62,7 @@ class PairReader:
         labels: read the samples' labels as well.
         guard: give samples that may belong together the same groups.
         finish: what is done to each batch at last, or None.
+        padding: what fills a row of tokens that is shorter than others.
     """
 
     shards: ShardSet
@@ -74,6 +76,7 @@ class PairReader:
     labels: bool = False
     guard: bool = False
     finish: Callable[[PairBatch], PairBatch] | None = None
+    padding: int = 0
 
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
@@ -131,6 +134,30 @@ class PairReader:
         )
         return batch if self.finish is None else self.finish(batch)
 
+    def with_texts_of(self, batch: PairBatch, wanted: Sequence[tuple[int, int, int]]) -> PairBatch:
+        """``batch`` with a text more for each of ``wanted``, (epoch, sample of the batch, sample whose text it gets).
+
+        Texts have the ids of the samples that they are taken from, so that they are right for those. What cannot be
+        read is left out.
+        """
+        chosen: list[tuple[int, int, str]] = []
+        for epoch, own, other in wanted:
+            captions = self.shards.read_captions(other)
+            if captions:
+                place = sample_seed(self.seed, epoch, own, MINED) % len(captions)
+                chosen.append((other, place, captions[place]))
+        if not chosen or batch.texts is None or self.texts is None:
+            return batch
+        ids = torch.tensor([other for other, _, _ in chosen], dtype=torch.int64)
+        more = {"text_ids": ids}
+        if batch.text_groups is not None:
+            more["text_groups"] = torch.tensor([caption_groups(self.shards, other, c) for other, _, c in chosen])
+        joined: dict[str, Any] = {"texts": _stacked(batch.texts, self.texts(chosen), self.padding)}
+        for name, rows in more.items():
+            before: Tensor = getattr(batch, name)
+            joined[name] = torch.cat([before, rows.to(before.device)])
+        return replace(batch, **joined, mined=len(chosen))
+
     def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor | None, tuple[str, ...]]:
         tried = sample
         for attempt in range(_TRIES):
@@ -158,6 +185,12 @@ class PairReader:
     def _label(self, sample: int) -> int:
         label = self.shards.read_record(sample)[0].get("label")
         return -1 - sample if label is None else label_id(label)
+
+
+def _stacked(one: Tensor, other: Tensor, padding: int) -> Tensor:
+    """The rows of both (n, L) and (m, K), the shorter ones filled up."""
+    width = max(one.shape[1], other.shape[1])
+    return torch.cat([pad(x, (0, width - x.shape[1]), value=padding) for x in (one, other.to(one.device))])
 
 
 def _places(which: str, n: int, seed: int) -> list[int]:

@@ -33,7 +33,7 @@ from clipkit.training.strategy import load_optimizer_state
 FOLDER = "checkpoints"
 STATE, CONFIG, DIGESTS = "state.json", "config.yaml", "digests.json"
 WEIGHTS, FROZEN, OPTIMIZER = "model.safetensors", "frozen.safetensors", "optimizer"
-MEMORY = "objective.safetensors"
+MEMORY = "memory.safetensors"
 REPLACED = ".replaced-"  # before the name of a checkpoint that gives way to a new one of the same step
 
 
@@ -75,7 +75,7 @@ def save_checkpoint(
     Args:
         model: whole, not sharded.
         optimizer_state: as ``clipkit.training.strategy.optimizer_state`` gives it.
-        memory: what the objective remembers between steps.
+        memory: what is remembered between steps beside the weights.
 
     Raises:
         ClipkitError: the disk is full or cannot be written; earlier checkpoints stay as they are.
@@ -192,20 +192,22 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def load_memory(objective: nn.Module, checkpoint: Path) -> None:
-    """What the objective remembered, back into it.
+def load_memory(memory: nn.Module, checkpoint: Path) -> None:
+    """What the objective and the mining remembered, back into them.
 
     Raises:
-        ClipkitError: the checkpoint has none, or another objective's.
+        ClipkitError: the checkpoint has none, or that of other settings.
     """
     path = checkpoint / MEMORY
     try:
-        objective.load_state_dict(load_file(path))
+        memory.load_state_dict(load_file(path))
     except FileNotFoundError:
-        raise ClipkitError(f"{path}: missing; resume with the --objective that the run was started with") from None
+        raise ClipkitError(f"{path}: missing; resume with the --objective and --negatives of before") from None
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ClipkitError(f"{path}: does not fit this run's objective ({reason}); resume with its own") from None
+        raise ClipkitError(
+            f"{path}: does not fit this run ({reason}); resume with the --objective and --negatives of before"
+        ) from None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:

@@ -33,7 +33,7 @@ View = Callable[[Tensor, int], Tensor]
 """(decoded picture uint8 (3, H, W), seed) -> one view, uint8 (3, size, size)."""
 
 _LOOKED_AT = 1000  # rows in which a paraphrase is sought
-_NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped}
+_NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped, "mined": None}
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         negatives=_NEGATIVES[data.negatives] if with_texts else None,
         labels=data.compare == "labels",
         guard=data.guard and with_texts,
+        padding=model.tokenizer.pad_id if with_texts else 0,
     )
 
 

@@ -33,6 +33,7 @@ from clipkit.training.checkpoint import (
 from clipkit.training.console import Console
 from clipkit.training.data import Readers
 from clipkit.training.kept import checkpoint_of, prune
+from clipkit.training.mining import Miner
 from clipkit.training.optim import learning_rate, make_optimizer, total_steps, warmup_steps
 from clipkit.training.precision import Arithmetic
 from clipkit.training.quarantine import Quarantine
@@ -73,6 +74,7 @@ class Trainer:
         run: the run directory, claimed.
         model: the dual encoder, on its device, unwrapped.
         compare, objective: the tables of a step, and the loss over them.
+        miner: finds hard negatives, or None.
         readers: of the training data and of the held-out splits; ``val`` is evaluated during training.
         accelerator: processes and device.
         arithmetic: how the run computes.
@@ -92,6 +94,7 @@ class Trainer:
     console: Console
     resume: Path | None = None
     baseline_name: str = "before training"
+    miner: Miner | None = None
     _seconds: float = 0.0
     _best: tuple[float, int] | None = None
     _evaluated: int = 0
@@ -182,9 +185,12 @@ class Trainer:
                 torch.manual_seed(sample_seed(config.run.seed, step, mine, DROPOUT))
                 if not wrapped.training:  # as evaluation leaves it
                     wrapped.train()
+                batch = batch.to(self.model.device)
+                if self.miner is not None:
+                    batch = self.miner.add_to(batch, self.readers.train)
                 result = train_step(
                     wrapped,
-                    batch.to(self.model.device),
+                    batch,
                     self.compare,
                     self.objective,
                     optimizer,
@@ -194,6 +200,8 @@ class Trainer:
                     (step + 1) / steps,
                     count_cleared=self._logs(step + 1, start, steps) and size**2 <= _COUNTED,
                 )
+                if self.miner is not None:
+                    self.miner.learn_from(result.embeddings, batch)
                 self._receipts.quarantine(quarantine.take(batch, step + 1))
                 self._receipts.count(batch)
                 step += 1
@@ -234,8 +242,8 @@ class Trainer:
                 f"--train-data, or start a new run with --output"
             )
         load_weights(self.model, self.resume)
-        if isinstance(self.objective, torch.nn.Module):
-            load_memory(self.objective, self.resume)
+        if len(self._memory):
+            load_memory(self._memory, self.resume)
         self._counts = state.receipts
         self._best, self._seconds, self._evaluated = state.best, state.seconds, state.evaluated
         self.console.say(f"continuing from {self.resume} (step {state.step})")
@@ -244,9 +252,11 @@ class Trainer:
             self._best = None
         return state.step
 
-    def _memory(self) -> dict[str, torch.Tensor]:
-        """What the objective remembers between steps, if it is one that does."""
-        return self.objective.state_dict() if isinstance(self.objective, torch.nn.Module) else {}
+    @property
+    def _memory(self) -> torch.nn.ModuleDict:
+        """What is remembered between steps: by the objective, if it is one that does, and for mining."""
+        parts = {"objective": self.objective, "miner": self.miner}
+        return torch.nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
 
     def _cached(self) -> bool:
         return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
@@ -296,7 +306,7 @@ class Trainer:
                 time.time(),
                 counts,
             )
-            save_checkpoint(self.run, self.model, moments, state, self.config, self._memory())
+            save_checkpoint(self.run, self.model, moments, state, self.config, self._memory.state_dict())
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 

@@ -55,7 +55,7 @@ def _sides(e: Embeddings, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, tup
         return first, second, torch.arange(len(first)), ("first views", "second views")
     if e.texts is None:
         return None
-    own = batch.text_ids >= 0
+    own = batch.own_texts()
     texts, ids = e.texts[own], batch.text_ids[own]
     if e.images is None:
         first, second = texts[0::2][:_ROWS], texts[1::2][:_ROWS]

@@ -102,10 +102,29 @@ def gradients(rank: int, world: int) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in found.items() if v is not None}
 
 
+def mined(rank: int, world: int) -> Tensor:
+    """What is mined for each of twelve samples in five steps of a pool of nine."""
+    from clipkit.encoders import Embeddings
+    from clipkit.training.mining import Miner
+
+    generator = torch.Generator().manual_seed(2)
+    miner = Miner(12, 4, 0.1, pool=9, dtype=torch.float64)
+    for _ in range(5):
+        ids = torch.randperm(12, generator=generator)[:BATCH]
+        sides = torch.randn(2, BATCH, 4, generator=generator, dtype=torch.float64)
+        images, texts = torch.nn.functional.normalize(sides, dim=-1)
+        groups = (ids[:, None] % 5).repeat(1, 6)
+        rows = piece(BATCH, rank, world)
+        part = PairBatch(None, None, ids[rows], ids[rows], image_groups=groups[rows], text_groups=groups[rows])
+        miner.learn_from(Embeddings(images[rows], texts[rows], torch.zeros(1), None), part)
+    return torch.cat([miner.mined_N, miner.label_P3.flatten(), miner.filled])
+
+
 def found_by(rank: int, world: int, arguments: Sequence[str]) -> dict[str, Any]:
     """Every method, BatchNorm alone, and on two ranks two methods with sharded weights."""
     results: dict[str, Any] = {name: steps(name, rank, world) for name in RECIPES}
     results["batchnorm"] = gradients(rank, world)
+    results["mined"] = mined(rank, world)
     if world == 2:
         results |= {f"{name}, sharded": steps(name, rank, world, sharded=True) for name in ("moco", "byol")}
     return results

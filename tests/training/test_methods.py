@@ -61,6 +61,12 @@ def test_batchnorm_over_processes_is_that_of_the_whole_batch(found: Found) -> No
             torch.testing.assert_close(rank["var"], norm.running_var, rtol=1e-12, atol=0)
 
 
+def test_the_same_negatives_are_mined(found: Found) -> None:
+    one = found[1][0]["mined"]
+    assert (one[:12] >= 0).sum() > 6
+    assert all(torch.equal(one, ranks["mined"]) for world in worker.WORLDS for ranks in found[world])
+
+
 def test_the_queue_holds_the_newest_keys_of_all_processes(found: Found) -> None:
     for world in worker.WORLDS:
         queues = [r["moco"]["state"]["two_views.queue"] for r in found[world]]
