@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -202,6 +203,7 @@ class DualEncoder(nn.Module):
         texts: Tensor | None = None,
         micro_batch_size: int | None = None,
         autocast: torch.dtype | None = None,
+        most: tuple[int, int] = (0, 0),
     ) -> Embeddings:
         """Both towers; see ``encode_image`` and ``encode_text`` for the inputs.
 
@@ -211,8 +213,10 @@ class DualEncoder(nn.Module):
                 a piece. None encodes all rows at once.
             autocast: compute dtype of the towers, entered inside each piece: one autocast around all of them would
                 add the pieces' gradients up in that dtype.
+            most: rows of ``images`` and ``texts`` that the process with the most has. Where weights are sharded every
+                piece is an exchange, so all processes have to cut into as many pieces as that one.
         """
-        run = partial(_in_pieces, size=micro_batch_size, autocast=autocast)
+        run = partial(_in_pieces, size=micro_batch_size, autocast=autocast, most=most[0])
         views = None
         if images is not None and images.ndim == 5:
             views = images.transpose(0, 1)
@@ -221,7 +225,7 @@ class DualEncoder(nn.Module):
         # Copies, for FSDP may free the parameters themselves when this returns.
         return Embeddings(
             None if images is None else run(self.encode_image, images),
-            None if texts is None else run(self.encode_text, texts),
+            None if texts is None else run(self.encode_text, texts, most=most[1]),
             self.log_scale.clone(),
             None if self.bias is None else self.bias.clone(),
             *(self._encode_views(views, run) if views is not None else ()),
@@ -259,14 +263,23 @@ class DualEncoder(nn.Module):
 _MISSING = "the model knows {has} only: it has no {tower} tower"
 
 
-def _in_pieces(encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None) -> Tensor:
+def _in_pieces(
+    encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None, most: int
+) -> Tensor:
     def run(piece: Tensor) -> Tensor:
         # Without its cache of cast weights, which outlives the piece whenever any autocast is around the model: the
         # pieces' gradients would meet in that copy and be added up in bf16.
         with torch.autocast(x.device.type, autocast, cache_enabled=False) if autocast else nullcontext():
             return encode(piece)
 
-    if size is None or len(x) <= size or not torch.is_grad_enabled():
-        pieces = x.split(size) if size else [x]
-        return torch.cat([run(piece) for piece in pieces]) if len(pieces) > 1 else run(pieces[0])
-    return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in x.split(size)])
+    if size is None:
+        return run(x)
+    pieces = x.split(size)
+    if (missing := math.ceil(most / size) - len(pieces)) > 0:
+        # some go through the tower for the exchange alone: their rows are cut off again
+        pieces = (*pieces, *[x[:1]] * missing)
+    if len(pieces) == 1:
+        return run(x)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in pieces])[: len(x)]
+    return torch.cat([run(piece) for piece in pieces])[: len(x)]

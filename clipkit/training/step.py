@@ -18,7 +18,7 @@ from clipkit.objectives.comparison import Exchange
 from clipkit.objectives.exchange import gather_plain, row_counts, world_size
 from clipkit.pairs import PairBatch
 from clipkit.training.batchnorm import synchronise
-from clipkit.training.strategy import whole
+from clipkit.training.strategy import encode, whole
 
 Objective = Callable[[Comparison], Tensor]
 """A comparison to the loss of the global batch, () float; see ``clipkit.objectives.dense``."""
@@ -66,7 +66,7 @@ def train_step(
     Raises:
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
     """
-    embeddings = model(batch.images, batch.texts, config.micro_batch_size, autocast)
+    embeddings = encode(model, batch, config.micro_batch_size, autocast)
     tables = compare(embeddings, batch, config.exchange)
     loss = tables_loss(tables, objective)
     guarded = [table for table in tables if table.query_groups is not None] if count_cleared else []

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import RunConfig
-from clipkit.encoders import DualEncoder
+from clipkit.encoders import DualEncoder, Embeddings
 from clipkit.errors import ClipkitError
-from clipkit.objectives.exchange import world_size
+from clipkit.objectives.exchange import all_counts, world_size
+from clipkit.pairs import PairBatch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,6 +104,21 @@ def units(module: nn.Module) -> Iterator[nn.Module]:
             yield from members
         else:
             yield from units(child)
+
+
+def encode(
+    model: nn.Module, batch: PairBatch, micro_batch_size: int | None, autocast: torch.dtype | None = None
+) -> Embeddings:
+    """This process's part of a batch through ``model``, in pieces of ``micro_batch_size``; see ``DualEncoder``."""
+    from torch.distributed.fsdp import FSDPModule
+
+    most = (0, 0)
+    if micro_batch_size is not None and isinstance(model, FSDPModule):
+        rows = [0 if x is None else len(x) for x in (batch.images, batch.texts)]
+        images, texts = all_counts(rows, batch.image_ids.device)
+        most = (max(images), max(texts))
+    embeddings: Embeddings = model(batch.images, batch.texts, micro_batch_size, autocast, most)
+    return embeddings
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from clipkit.objectives import (
 from clipkit.objectives.exchange import alone, world_size
 from clipkit.pairs import PairBatch
 from clipkit.training.step import Objective, step_loss
-from clipkit.training.strategy import distribute, whole
+from clipkit.training.strategy import distribute, encode, whole
 
 TOLERANCE = 5e-6  # of a gradient's norm, in float32
 _NEGLIGIBLE = 1e-6  # of all gradients' norm: below it a gradient is compared with that norm and not with its own
@@ -86,7 +86,7 @@ def check_gradients(
         compare, objective: the tables of a step, and the loss over them.
     """
     trained = distribute(copy.deepcopy(model).eval(), accelerator)
-    embeddings = trained(mine.images, mine.texts, config.micro_batch_size, autocast)
+    embeddings = encode(trained, mine, config.micro_batch_size, autocast)
     loss = step_loss(embeddings, mine, compare, objective, config.exchange)
     accelerator.backward(loss)
     got = _gradients(accelerator.unwrap_model(trained))

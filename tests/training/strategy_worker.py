@@ -130,6 +130,7 @@ def rank_main(rank: int, folder: Path) -> None:
         torch.save({("ddp", None): train("ddp", None, 0, 1, folder)}, folder / "1-0.pt")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     cases = [(kind, micro) for kind in KINDS for micro in (None, 2)]
+    cases += [("fsdp", 5)]  # two pieces on one process and one on the other
     torch.save({case: train(*case, rank, 2, folder) for case in cases}, folder / f"2-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -21,6 +21,7 @@ from clipkit.training.strategy import collect, distribute, make_accelerator, uni
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [(kind, micro) for kind in ("ddp", "fsdp", "fsdp, weights stay") for micro in (None, 2)]
+CASES += [("fsdp", 5)]  # 6 rows and 5: two pieces on one process and one on the other
 SHARDED = [case for case in CASES if case[0] != "ddp"]
 Results = dict[tuple[str, int | None], dict[str, Any]]
 
