@@ -8,9 +8,8 @@ defaults, a YAML file given as ``--config``, the command line.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from clipkit.errors import ClipkitError, did_you_mean
 
@@ -120,16 +119,21 @@ class ModelConfig:
 class OptimConfig:
     """The batch and the update."""
 
-    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "global"] = "infonce"
+    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "hard", "global"] = "infonce"
     """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo), sigmoid (SigLIP), margin (contrastive,
-    Hadsell et al. 2006), triplet, cosine (BYOL: only positives), or global (SogCLR: negatives of all the data,
-    remembered sample by sample, for small batches)."""
+    Hadsell et al. 2006), triplet, cosine (BYOL: only positives), hard (infonce whose negatives weigh the more the
+    nearer they are, Robinson et al. 2021), or global (SogCLR: negatives of all the data, remembered sample by sample,
+    for small batches)."""
     siglip: bool = False
     """The same as --objective sigmoid."""
     margin: float | None = None
     """Margin of --objective margin (default 0.5) or triplet (0.2)."""
     mining: Literal["all", "hardest", "semihard"] = "hardest"
     """Triplets that count: all that violate the margin, each query's hardest, or those of FaceNet."""
+    hardness: float = 1.0
+    """How much --objective hard prefers near negatives (the paper's beta); 0 weighs all alike."""
+    debias: float = 0.0
+    """Share of the negatives that --objective hard takes for unknown positives (Chuang et al. 2020's tau plus)."""
     gamma: float = 0.8
     """Share of a step in what --objective global remembers."""
     view_temperature: float = 0.1
@@ -253,55 +257,3 @@ PARTS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "optim": Opt
 def homes() -> dict[str, str]:
     """Each setting's name, and the name in ``PARTS`` of the class that it belongs to."""
     return {f.name: part for part, cls in PARTS.items() for f in dataclasses.fields(cls)}
-
-
-def check_settings(config: Config) -> None:
-    """Refuse values that make no sense, by their flags.
-
-    Raises:
-        ClipkitError: the first of them.
-    """
-    flat = config.to_dict()
-    if flat["batch_size"] < 2:
-        raise ClipkitError(
-            f"--batch-size is {flat['batch_size']}; it must be at least 2, because a pair is compared with the others"
-        )
-    if not -(2**63) <= flat["seed"] < 2**63:
-        raise ClipkitError(f"--seed is {flat['seed']}; it must fit in 64 bits")
-    for name in ("micro_batch_size", "max_steps", "save_every", "eval_every", "log_every", "keep_last",
-                 "embed_dim", "image_size", "projector_hidden", "projector_dim", "predictor"):  # fmt: skip
-        if flat[name] is not None and flat[name] < 1:
-            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be at least 1")
-    for name in ("workers", "wd", "grad_clip", "warmup", "queue"):
-        if flat[name] is not None and not 0 <= flat[name] < math.inf:
-            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be 0 or more")
-    for name in ("lr", "epochs", "scale_init", "scale_max", "margin", "view_temperature"):
-        if flat[name] is not None and not 0 < flat[name] < math.inf:
-            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be a number above 0")
-    for name in ("beta1", "beta2"):
-        if not 0 <= flat[name] < 1:
-            raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")
-    if flat["momentum"] is not None and not 0 <= flat["momentum"] <= 1:
-        raise ClipkitError(f"--momentum is {flat['momentum']}; it must be from 0 to 1")
-    if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
-        raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
-    if not 0 < flat["gamma"] <= 1:
-        raise ClipkitError(f"--gamma is {flat['gamma']}; it must be above 0 and at most 1")
-    if not 0 <= flat["mining_margin"] <= 2:
-        raise ClipkitError(f"--mining-margin is {flat['mining_margin']}; it is a difference of cosines, from 0 to 2")
-    if flat["negatives"] == "mined" and flat["compare"] not in ("pairs", "sentences", "pairs+views"):
-        raise ClipkitError("--negatives mined finds texts: it goes with --compare pairs, sentences or pairs+views")
-    if flat["objective"] == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
-        raise ClipkitError("--objective global remembers samples: it goes with --compare pairs and --negatives none")
-    low, high = flat["crop_scale"]
-    if not 0 < low <= high <= 1:
-        raise ClipkitError(
-            f"--crop-scale is {low} {high}; it must be two shares of the area, 0 < smaller <= larger <= 1"
-        )
-    for name, top in (("flip", 1), ("color_jitter", 1), ("rand_augment", 30)):
-        if not 0 <= flat[name] <= top:
-            raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be from 0 to {top}")
-        if flat[name] and flat["augment"] != "crop":
-            raise ClipkitError(f"--{name.replace('_', '-')} changes random crops; pass --augment crop with it")
-    if flat["precision"] not in get_args(Precision):
-        raise ClipkitError(f"--precision is {flat['precision']!r}; it is {', '.join(get_args(Precision))}")

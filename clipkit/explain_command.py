@@ -83,9 +83,9 @@ def explain_recipe(name: str | None, flags: Explain, training: list[str]) -> Exp
     Raises:
         ClipkitError: an unknown recipe, another one than the run's, or data or settings that are wrong.
     """
-    from clipkit.config import check_settings
     from clipkit.explain.table import explain
     from clipkit.options import parse_training
+    from clipkit.settings import check_settings
 
     before = [] if name is None else ["--recipe", name]
     model = None

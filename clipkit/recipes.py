@@ -89,6 +89,13 @@ def objective_from_config(config: Config) -> Objective:
         return objectives.GlobalContrastive(len(find_recipe(config.recipe).pairs(config).train), optim.gamma)
     # A sentence's first version is the query; a view is a query and a key anyway.
     one_way = compared in ("views", "labels", "sentences", "interactions")
+    if optim.loss == "hard":
+        return partial(
+            objectives.hard_infonce,
+            beta=optim.hardness,
+            tau_plus=optim.debias,
+            directions="rows" if one_way else "both",
+        )
     return partial(objectives.infonce, directions="rows") if one_way else objectives.infonce
 
 

@@ -18,9 +18,10 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from clipkit.config import Config, check_settings
+from clipkit.config import Config
 from clipkit.errors import ClipkitError, exit_status
 from clipkit.recipes import Recipe, find_recipe
+from clipkit.settings import check_settings
 
 
 def train(recipe: str | Recipe = "starter", **settings: Any) -> Path:

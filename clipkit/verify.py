@@ -15,11 +15,11 @@ def main(arguments: list[str]) -> int:
     """The command; returns 0 if every gradient is right, else 1."""
     import torch
 
-    from clipkit.config import check_settings
     from clipkit.errors import ClipkitError
     from clipkit.options import parse_training
     from clipkit.pairs import PipeSet, make_order
     from clipkit.pairs.stream import check_batch_size, step_items
+    from clipkit.settings import check_settings
     from clipkit.training.data import training_reader
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.strategy import make_accelerator

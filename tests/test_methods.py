@@ -96,6 +96,8 @@ def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_
         "clip, swapped negatives": {**pairs, "negatives": "swap"},
         "clip, mined negatives": {**pairs, "negatives": "mined"},
         "simcse, mined": {**words, "negatives": "mined"},
+        "clip, hard": {**pairs, "objective": "hard", "debias": 0.05},
+        "simclr, hard": {**picture, "objective": "hard", "hardness": 0.5},
         "clip, global": {**pairs, "objective": "global"},
         "triplet, labels": {**picture, "compare": "labels", "mining": "semihard"},
     }  # fmt: skip
@@ -103,7 +105,7 @@ def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_
 
 METHODS = (
     "simclr", "moco", "byol", "supcon", "slip", "margin", "triplet", "simcse", "two_tower", "clip, swapped negatives",
-    "clip, mined negatives", "simcse, mined", "clip, global", "triplet, labels",
+    "clip, mined negatives", "simcse, mined", "clip, hard", "simclr, hard", "clip, global", "triplet, labels",
 )  # fmt: skip
 
 
@@ -230,6 +232,8 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("clip", {"objective": "global", "negatives": "swap"}, "--negatives none"),
         ("simclr", {"negatives": "mined"}, "--negatives mined finds texts"),
         ("clip", {"negatives": "mined", "mining_margin": 3.0}, "--mining-margin is 3.0"),
+        ("clip", {"debias": 1.0}, "--debias is 1.0"),
+        ("clip", {"hardness": -1.0}, "--hardness is -1.0"),
         ("simclr", {"momentum": 1.5}, "--momentum is 1.5"),
         ("two_tower", {"item_column": "thing"}, "no column thing; there are user_id, item_id, timestamp"),
         ("two_tower", {"time_column": "when"}, "--time-column when"),

@@ -97,13 +97,14 @@ def _per_row(table: Table, role: str) -> str | None:
 def _wants(explained: Explained, table: Table) -> str:
     """What the objective asks of the cells of ``table``."""
     name, settings = explained.objective
-    if name == "infonce":
+    if name in ("infonce", "hard_infonce"):
         row, key = _kinds(table)
         own = (
             "the views of its label" if explained.config.data.compare == "labels" else _FOUND.get(key, f"its own {key}")
         )
         other = f", and each {key} its own {row}," if settings.get("directions") == "both" and row != key else ""
-        return f"Each {row} has to find {own}{other} among all that count (cross-entropy)."
+        nearer = "; the nearer a negative, the more it weighs" if name == "hard_infonce" else ""
+        return f"Each {row} has to find {own}{other} among all that count (cross-entropy){nearer}."
     if name == "sigmoid":
         return "Every cell is a question of its own, do the two belong together: yes or no."
     if name == "margin":

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipkit.config import Config, check_settings
+from clipkit.config import Config
 from clipkit.errors import ClipkitError
 from clipkit.pairs import Augment, PictureSpec, random_crop
+from clipkit.settings import check_settings
 
 SPEC = PictureSpec(size=32)
 KINDS = {
