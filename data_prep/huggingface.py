@@ -7,16 +7,14 @@ data set larger than the memory can be prepared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.errors import ClipkitError
+from data_prep.cells import rows_with_cells
 from data_prep.records import Source
 from data_prep.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, RowOptions, find_column, grouped_records
 
@@ -26,38 +24,6 @@ if TYPE_CHECKING:
 _SPLIT = re.compile(r"(?:^|[/_-])(train|validation|valid|val|dev|test)(?:ing)?(?:[/_.-]|$)")
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 _MADE = "caption made of the class"  # a column beside those of the data set
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The picture in one row of an arrow or parquet file: its bytes when called. Cells of one ``digest`` hold the same
-    picture."""
-
-    path: Path
-    group: int
-    row: int
-    column: str
-    digest: str
-
-    def __call__(self) -> bytes:
-        cell = _column(self.path, self.group, self.column)[self.row].as_py()
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if isinstance(data, bytes | bytearray | memoryview):
-            return bytes(data)
-        raise ClipkitError("the picture has no bytes")
-
-
-@lru_cache(maxsize=4)
-def _column(path: Path, group: int, column: str) -> Any:
-    """One column of one row group (parquet) or record batch (arrow)."""
-    import pyarrow.parquet as pq
-
-    if path.suffix == ".parquet":
-        return pq.ParquetFile(path).read_row_group(group, columns=[column])[column].combine_chunks()
-    for number, batch in enumerate(_arrow_batches(path)):
-        if number == group:
-            return batch[column]
-    raise ClipkitError(f"{path} has changed: it has no record batch {group}")
 
 
 def is_saved(folder: Path) -> bool:
@@ -89,7 +55,7 @@ def read_dataset(folder: Path, rows: RowOptions) -> Source:
 
     def cells() -> Iterator[dict[str, Any]]:
         for split, path in files:
-            for row in _rows(path, image):
+            for row in rows_with_cells(path, [image]):
                 for column, labels in names.items():
                     if isinstance(row.get(column), int) and 0 <= row[column] < len(labels):
                         row[column] = labels[row[column]]
@@ -154,39 +120,6 @@ def _schema(path: Path) -> pa.Schema:
             return pq.read_schema(path)
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_stream(source).schema
-    except (pa.ArrowException, OSError) as error:
-        raise ClipkitError(f"{path}: damaged ({' '.join(str(error).split())[:160]})") from None
-
-
-def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as source:
-        yield from pa.ipc.open_stream(source)
-
-
-def _rows(path: Path, image: str) -> Iterator[dict[str, Any]]:
-    """Rows of a file; a picture that lies in it becomes a ``Cell``."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if path.suffix == ".parquet":
-            file = pq.ParquetFile(path)
-            groups: Iterator[Any] = (file.read_row_group(n) for n in range(file.num_row_groups))
-        else:
-            groups = _arrow_batches(path)
-        for number, group in enumerate(groups):
-            for row, values in enumerate(group.drop_columns([image]).to_pylist()):
-                picture = group[image][row].as_py()
-                inside = picture.get("bytes") if isinstance(picture, dict) else picture
-                if isinstance(inside, bytes):
-                    digest = hashlib.blake2b(inside, digest_size=16).hexdigest()
-                    values[image] = Cell(path, number, row, image, digest)
-                else:
-                    values[image] = picture
-                values["file"] = picture.get("path") if isinstance(picture, dict) else None
-                yield values
     except (pa.ArrowException, OSError) as error:
         raise ClipkitError(f"{path}: damaged ({' '.join(str(error).split())[:160]})") from None
 

@@ -6,11 +6,13 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
+from data_prep.cells import columns_of_bytes, rows_with_cells
 from data_prep.records import Skipped
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -31,7 +33,7 @@ def table_rows(
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _parquet_rows(path)
+        return _parquet_rows(path, image_columns)
     if suffix in (".jsonl", ".ndjson"):
         return _json_rows(path, encoding)
     if suffix in (".csv", ".tsv", ".txt"):
@@ -50,15 +52,32 @@ def _csv_rows(
     elif len(separator) != 1:
         raise ClipkitError(f"separator {separator!r}: expected a single character such as ',' or ';'")
     header = _header(text, separator)
+    if any(map(_is_address, header)):  # a list of addresses, as Conceptual Captions is one: no names, only rows
+        return (names := _names(header)), _csv_body(path.name, text, separator, names, has_header=False)
     return header if any(header) else [], _csv_body(path.name, text, separator, header)
 
 
-def _csv_body(name: str, text: str, separator: str, header: list[str]) -> Iterator[Row | Skipped]:
+def _is_address(field: str) -> bool:
+    return re.fullmatch(r"https?://\S+", field, re.IGNORECASE) is not None
+
+
+def _names(first: list[str]) -> list[str]:
+    """Names for the columns of a table without a header, whose ``first`` row has an address."""
+    url = next(place for place, field in enumerate(first) if _is_address(field))
+    caption = next((place for place in range(len(first)) if place != url), None)
+    known = {url: "url", caption: "caption"}
+    return [known.get(place, f"column {place + 1}") for place in range(len(first))]
+
+
+def _csv_body(
+    name: str, text: str, separator: str, header: list[str], has_header: bool = True
+) -> Iterator[Row | Skipped]:
     csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of the rest of the file
     # newline="" leaves line ends alone, as csv asks for: a quoted caption may contain one.
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    next(reader, None)
+    if has_header:
+        next(reader, None)
     while True:
         first = reader.line_num
         try:
@@ -105,7 +124,8 @@ def _sniff(text: str, image_columns: tuple[str, ...]) -> str:
 
     def quality(separator: str) -> tuple[bool, int]:
         header = [name.lower() for name in _header(text, separator)]
-        return len(header) > 1 and any(name.lower() in header for name in image_columns), len(header)
+        found = any(name.lower() in header for name in image_columns) or any(map(_is_address, header))
+        return len(header) > 1 and found, len(header)
 
     return max(SEPARATORS, key=quality)  # the first of equals, so a comma when nothing tells
 
@@ -132,20 +152,31 @@ def _json_rows(path: Path, encoding: str | None) -> tuple[list[str], Iterator[Ro
     return list(columns), iter(rows)
 
 
-def _parquet_rows(path: Path) -> tuple[list[str], Iterator[Row | Skipped]]:
+def _parquet_rows(path: Path, image_columns: tuple[str, ...]) -> tuple[list[str], Iterator[Row | Skipped]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise ClipkitError(f"{path}: not a parquet file ({' '.join(str(error).split())})") from None
 
-    def rows() -> Iterator[Row | Skipped]:
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+    bytes_columns = columns_of_bytes(schema)
+    pictures = [c for c in bytes_columns if c.strip().lower() in {name.strip().lower() for name in image_columns}]
+    texts = [c for c in bytes_columns if c not in pictures]  # some programs write text as bytes without saying so
 
-    return list(file.schema_arrow.names), rows()
+    def rows() -> Iterator[Row | Skipped]:
+        for row in rows_with_cells(path, pictures):
+            yield {**row, **{name: _decoded(row[name]) for name in texts}}
+
+    return list(schema.names), rows()
+
+
+def _decoded(value: Any) -> Any:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _text(path: Path, encoding: str | None) -> str:

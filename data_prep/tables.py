@@ -2,7 +2,7 @@
 
 Two columns matter: one names the picture (or holds its bytes, in parquet), one holds a caption or a list of
 them. Rows of the same picture are one record, in the order of first appearance. Every other column goes to
-``meta``.
+``meta``. A list of addresses and captions needs no header.
 """
 
 from __future__ import annotations
@@ -226,11 +226,12 @@ def _is_nan(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it; None for what says nothing (empty, NaN, bytes)."""
+    """``value`` as JSON can hold it; None for what says nothing (empty, NaN, bytes, a picture)."""
     if (
         value is None
         or value == ""
         or isinstance(value, bytes)
+        or callable(value)
         or (isinstance(value, float) and not math.isfinite(value))
     ):
         return None

@@ -127,7 +127,7 @@ def test_parquet_with_lists_and_with_pictures_inside(tmp_path: Path) -> None:
     inside = [{"bytes": picture(5), "path": "five.jpg"}, {"bytes": picture(5), "path": "five.jpg"}]
     pq.write_table(pa.table({"image": inside, "caption": ["c", "d"]}), tmp_path / "b.parquet")
     (record,) = read_table(tmp_path / "b.parquet").records
-    assert (record.image, record.captions, record.name) == (picture(5), ("c", "d"), "five.jpg")
+    assert (record.image(), record.captions, record.name) == (picture(5), ("c", "d"), "five.jpg")  # type: ignore[operator]
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
     with pytest.raises(ClipkitError, match=r"c.parquet: not a parquet file"):
         read_table(tmp_path / "c.parquet")
@@ -197,3 +197,37 @@ def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path
     assert [s.file for s in source.skipped] == ["captions.csv line 4"]
     assert "never closed" in source.skipped[0].reason
     assert said(table(tmp_path, 'image,caption\n0.jpg,"all\nis closed"', "b.csv")) == {"0.jpg": ("all is closed",)}
+
+
+def test_pictures_inside_parquet_stay_there_until_they_are_needed(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    encoded = [picture(i) for i in range(7)]
+    inside = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(encoded)]
+    texts = [f"number {i}".encode() for i in range(7)]  # text that is not marked as such
+    columns = {"image": inside, "caption": texts, "thumb": encoded}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=3)
+    records = read_table(tmp_path / "a.parquet").records
+    assert all(callable(record.image) for record in records), "nothing is held in memory"
+    assert [record.image() for record in records] == encoded  # type: ignore[operator]
+    assert [record.captions for record in records] == [(f"number {i}",) for i in range(7)]
+    assert [record.meta["file"] for record in records] == [f"{i}.png" for i in range(7)]
+    assert all("thumb" not in {k for k, v in record.meta.items() if v is not None} for record in records)
+    plain = pa.table({"image": encoded, "caption": texts})
+    pq.write_table(plain, tmp_path / "B.PARQUET", row_group_size=2)
+    assert [r.image() for r in read_table(tmp_path / "B.PARQUET").records] == encoded  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["list.tsv", "list.csv", "list.txt"])
+def test_a_list_of_addresses_needs_no_header(tmp_path: Path, name: str) -> None:
+    lines = ["a dog, a cat, and a bird\thttps://host.test/1.jpg", "a red house\thttps://host.test/2.jpg?x=1,2"]
+    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    records = read_table(tmp_path / name).records
+    assert [(r.captions, r.meta["file"]) for r in records] == [
+        (("a dog, a cat, and a bird",), "https://host.test/1.jpg"),
+        (("a red house",), "https://host.test/2.jpg?x=1,2"),
+    ]
+    turned = ["https://host.test/1.jpg|a dog|0.3", "https://host.test/1.jpg|the dog|0.4"]
+    (tmp_path / name).write_text("\n".join(turned), encoding="utf-8")
+    if name != "list.tsv":
+        (record,) = read_table(tmp_path / name).records
+        assert record.captions == ("a dog", "the dog") and record.meta["column 3"] == "0.3"
