@@ -1,12 +1,13 @@
 """Samples that are hidden without rewriting a tar: ``shard.tar.keep.npz`` beside ``shard.tar``.
 
-``data_prep`` writes such a mask from the scores of a shard's samples; where there is one, ``open_shards`` gives the
-samples that it keeps, and they alone are counted, ordered and fingerprinted.
+``data_prep`` writes such a mask from the scores of a shard's samples; where there is one, on a disk or behind a URL,
+``open_shards`` gives the samples that it keeps, and they alone are counted, ordered and fingerprinted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from dataclasses import replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex
-from clipkit.pairs.remote import Remote
+from clipkit.pairs.remote import Remote, read_whole
 
 KEEP_SUFFIX = ".keep.npz"
 SIDECARS = (INDEX_SUFFIX, KEEP_SUFFIX, ".scores.parquet")  # files beside a shard, which are none
@@ -45,10 +46,19 @@ def kept(index: ShardIndex) -> ShardIndex:
     Raises:
         ClipkitError: the mask is damaged, or was made for other samples.
     """
-    if isinstance(index.path, Remote) or not (path := mask_path(index.path)).is_file():
-        return index
+    path: object
+    if isinstance(index.path, Remote):
+        path = index.path.url + KEEP_SUFFIX
+        data = read_whole(index.path.url + KEEP_SUFFIX)
+        if data is None:
+            return index
+        place: Path | io.BytesIO = io.BytesIO(data)
+    else:
+        path = place = mask_path(index.path)
+        if not place.is_file():
+            return index
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(place, allow_pickle=False) as stored:
             header, keep_N = json.loads(str(stored["header"])), stored["keep"].astype(bool)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise ClipkitError(f"{path}: not a mask of samples; delete it, or run `clipkit filter` again") from None

@@ -128,11 +128,15 @@ def _persistently(ask: Callable[[], T], what: str) -> T:
             if _is_absent(error):
                 raise ClipkitError(f"{what}: no such file on the server") from None
             reason = _short(error.__cause__ or error)
+            if _is_refused(error.__cause__):
+                raise ClipkitError(f"{what}: refused ({reason}); check the address and your access") from None
         except (PermissionError, NotImplementedError) as error:
             raise ClipkitError(f"{what}: refused ({_short(error)}); check the address and your access") from None
         except ClipkitError:
             raise
         except Exception as error:  # every driver has exceptions of its own, and none says which of them will pass
+            if _is_refused(error):
+                raise ClipkitError(f"{what}: refused ({_short(error)}); check the address and your access") from None
             reason = _short(error)
     raise UnreachableError(
         f"{what} could not be read in {TRIES} tries ({reason}); check the network, then continue with --resume auto"
@@ -143,6 +147,12 @@ def _is_absent(error: FileNotFoundError) -> bool:
     """Whether the server said that there is no such file: fsspec says so too when it did not answer."""
     cause = error.__cause__
     return cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether an HTTP server has made up its mind: asking again gives the same answer."""
+    status = getattr(error, "status", 0)
+    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
 
 
 def _short(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from clipkit.errors import ClipkitError
 from clipkit.pairs.captions import clean_caption
 from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
-from clipkit.pairs.mask import SIDECARS, kept, mask_path
+from clipkit.pairs.mask import SIDECARS, kept
 from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
 
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
@@ -190,7 +190,7 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
     shards = _indexes(paths)
     shard_set = ShardSet(shards, name or str(path), root)
     if not len(shard_set):
-        if any(isinstance(p, Path) and mask_path(p).is_file() for p in paths):
+        if any(len(load_index(path)) for path in paths):  # samples there are
             raise ClipkitError(f"{path}: filters hide every sample; run `clipkit filter` with lower thresholds")
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
         raise ClipkitError(
@@ -223,7 +223,7 @@ def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
     if not any(isinstance(path, Remote) for path in paths):
         return [kept(load_index(path)) for path in paths]
     with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
-        return list(pool.map(load_index, paths))
+        return list(pool.map(lambda path: kept(load_index(path)), paths))
 
 
 def remote_shards(url: str) -> list[Remote]:

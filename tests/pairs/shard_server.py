@@ -24,6 +24,7 @@ class Server:
         latency: seconds before each answer.
         fault: (number of the GET, path) -> one of FAULTS, or None.
         ranges: whether it knows ranges.
+        absent: the answer where there is no file; buckets that may not be listed say 403.
         asked: (path, Range header) of every GET.
     """
 
@@ -32,6 +33,7 @@ class Server:
     faults: Iterator[str | None] | None = None
     ranges: bool = True
     down: bool = False
+    absent: int = 404
     tag: str = "1"
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
@@ -74,7 +76,7 @@ def serve(root: Path) -> Iterator[Server]:
                 self.close_connection = True
                 return
             if fault in ("500", "503") or not path.is_file():
-                self.send_response(int(fault or 404))
+                self.send_response(int(fault or state.absent))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

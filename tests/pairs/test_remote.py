@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from clipkit.errors import ClipkitError
 from clipkit.pairs import Order, PairReader, ShardSet, open_shards
 from clipkit.pairs.chunks import Chunk, read_chunk, sweep
 from clipkit.pairs.index import INDEX_SUFFIX, load_index
+from clipkit.pairs.mask import write_mask
 from clipkit.pairs.remote import Remote, UnreachableError, find_remote, is_remote
 from clipkit.pairs.stream import stream
 
@@ -213,3 +215,27 @@ def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path: Path, write_ta
         server.asked.clear()
         assert [s.image[:1] for s in found] == [bytes([n]) for n in range(4)]
         assert isinstance(found.shards[0].path, Remote) and len(server.gets()) == 4
+
+
+def test_a_mask_beside_the_tar_is_honoured(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s", 1, 20)
+    index = load_index(folder / "000000.tar")
+    keep = np.ones(20, dtype=bool)
+    keep[[3, 7]] = False
+    write_mask(index, keep)
+    here = open_shards(folder)
+    with serve(folder) as server:
+        there = open_shards(f"{server.url}/000000.tar")
+        assert len(there) == 18 and there.fingerprint == here.fingerprint and list(there) == list(here)
+        write_mask(index, np.zeros(20, dtype=bool))
+        with pytest.raises(ClipkitError, match="filters hide every sample"):
+            open_shards(f"{server.url}/000000.tar")
+
+
+def test_a_bucket_that_may_not_be_listed_says_403_of_what_is_not_there(server: Server, local: ShardSet) -> None:
+    server.absent = 403
+    assert remote(server).fingerprint == local.fingerprint, "there is no index and no mask beside the tars"
+    asked = len(server.asked)
+    with pytest.raises(ClipkitError, match=r"000009\.tar: refused .*403") as caught:
+        open_shards(f"{server.url}/000009.tar")
+    assert not isinstance(caught.value, UnreachableError) and len(server.asked) <= asked + 2, "asked but once"
