@@ -81,7 +81,7 @@ class PairReader:
     def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
         """The batch of ``items``, pairs of (epoch, sample)."""
         self.shards.fetch(sample for _, sample in items)
-        images: list[Tensor] = []
+        images = torch.zeros(0)  # made by the first one and filled in place: a list of them would be a second copy
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
         text_ids: list[int] = []
@@ -96,7 +96,8 @@ class PairReader:
             except _LeftOut:
                 continue
             if image is not None:
-                images.append(image)
+                images = images if ids else image.new_empty(len(items), *image.shape)
+                images[len(ids)] = image
             ids.append(used)
             delivered.append((epoch, sample))
             epoch_of[used] = epoch
@@ -112,7 +113,6 @@ class PairReader:
                 image_groups.append(picture_groups(self.shards, used, [caption for _, _, caption in picked]))
                 new = chosen[len(text_groups) :]
                 text_groups += [caption_groups(self.shards, used, c, is_negative=place < 0) for _, place, c in new]
-        stacked = None if self.picture is None else torch.stack(images) if images else torch.zeros(0)
         texts = None if self.texts is None else self.texts(chosen)
         cut: list[bool] = []
         if texts is not None and self.too_long and chosen:
@@ -121,7 +121,7 @@ class PairReader:
         image_ids = torch.tensor(ids, dtype=torch.int64)
         labels = torch.tensor([self._label(i) for i in ids], dtype=torch.int64) if self.labels else None
         batch = PairBatch(
-            stacked,
+            None if self.picture is None else images[: len(ids)],
             texts,
             image_ids,
             torch.tensor(text_ids, dtype=torch.int64),
