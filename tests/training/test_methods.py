@@ -20,6 +20,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return launch(WORKER, tmp_path_factory.mktemp("methods"), worker.WORLDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", worker.WORLDS[1:])
 @pytest.mark.parametrize("name", list(worker.RECIPES))
 def test_many_processes_are_one(found: Found, name: str, world: int) -> None:
@@ -32,6 +33,7 @@ def test_many_processes_are_one(found: Found, name: str, world: int) -> None:
             torch.testing.assert_close(ranks[name]["state"][key], wanted, rtol=1e-7, atol=1e-9, msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moco", "byol"])
 def test_sharded_weights_are_the_same(found: Found, name: str) -> None:
     one = found[1][0][name]
@@ -42,6 +44,7 @@ def test_sharded_weights_are_the_same(found: Found, name: str) -> None:
             torch.testing.assert_close(sharded["state"][key], wanted, rtol=1e-7, atol=1e-9, msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 def test_batchnorm_over_processes_is_that_of_the_whole_batch(found: Found) -> None:
     generator = torch.Generator().manual_seed(1)
     whole = torch.randn(worker.BATCH, 4, 3, 5, generator=generator, dtype=torch.float64) * 3 + 100
@@ -61,12 +64,14 @@ def test_batchnorm_over_processes_is_that_of_the_whole_batch(found: Found) -> No
             torch.testing.assert_close(rank["var"], norm.running_var, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_the_same_negatives_are_mined(found: Found) -> None:
     one = found[1][0]["mined"]
     assert (one[:12] >= 0).sum() > 6
     assert all(torch.equal(one, ranks["mined"]) for world in worker.WORLDS for ranks in found[world])
 
 
+@pytest.mark.slow
 def test_the_queue_holds_the_newest_keys_of_all_processes(found: Found) -> None:
     for world in worker.WORLDS:
         queues = [r["moco"]["state"]["two_views.queue"] for r in found[world]]

@@ -215,6 +215,7 @@ def reference(settings: dict[str, Any], like: Path, run: Path, monkeypatch: pyte
     return run
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_line(
     basics: dict[str, Any], held_out: Path, tmp_path: Path, run_here: Any, monkeypatch: Any
 ) -> None:
