@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     from clipkit.pairs.augment import Augment as Augment
     from clipkit.pairs.batch import Bad as Bad
     from clipkit.pairs.batch import PairBatch as PairBatch
-    from clipkit.pairs.decode import PictureSpec as PictureSpec
     from clipkit.pairs.decode import decode_image as decode_image
-    from clipkit.pairs.decode import fit as fit
-    from clipkit.pairs.decode import normalize as normalize
-    from clipkit.pairs.decode import random_crop as random_crop
-    from clipkit.pairs.decode import reference_pixels as reference_pixels
-    from clipkit.pairs.decode import shrink as shrink
     from clipkit.pairs.mixture import Mixture as Mixture
     from clipkit.pairs.mixture import make_order as make_order
     from clipkit.pairs.order import Order as Order
@@ -26,6 +20,12 @@ if TYPE_CHECKING:
     from clipkit.pairs.pipes import PipeSet as PipeSet
     from clipkit.pairs.pipes import is_pipe as is_pipe
     from clipkit.pairs.remote import is_remote as is_remote
+    from clipkit.pairs.resize import PictureSpec as PictureSpec
+    from clipkit.pairs.resize import fit as fit
+    from clipkit.pairs.resize import normalize as normalize
+    from clipkit.pairs.resize import random_crop as random_crop
+    from clipkit.pairs.resize import reference_pixels as reference_pixels
+    from clipkit.pairs.resize import shrink as shrink
     from clipkit.pairs.shards import Sample as Sample
     from clipkit.pairs.shards import ShardSet as ShardSet
     from clipkit.pairs.shards import join_shards as join_shards
@@ -44,7 +44,7 @@ _HOMES = {
     "Order": "order",
     "PairBatch": "batch",
     "PairReader": "stream",
-    "PictureSpec": "decode",
+    "PictureSpec": "resize",
     "PipeSet": "pipes",
     "ReadPicture": "stream",
     "ReadTexts": "stream",
@@ -52,16 +52,16 @@ _HOMES = {
     "ShardSet": "shards",
     "TooLong": "stream",
     "decode_image": "decode",
-    "fit": "decode",
+    "fit": "resize",
     "is_pipe": "pipes",
     "is_remote": "remote",
     "join_shards": "shards",
     "make_order": "mixture",
-    "normalize": "decode",
+    "normalize": "resize",
     "open_shards": "shards",
-    "random_crop": "decode",
-    "reference_pixels": "decode",
-    "shrink": "decode",
+    "random_crop": "resize",
+    "reference_pixels": "resize",
+    "shrink": "resize",
     "step_items": "stream",
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from clipkit.pairs.decode import PictureSpec, random_crop
+from clipkit.pairs.resize import PictureSpec, random_crop
 
 _OPS = 2  # operations of a RandAugment, as in its paper
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from clipkit.pairs.decode import PictureSpec, random_crop
+from clipkit.pairs.resize import PictureSpec, random_crop
 
 Family = Literal["simclr", "simclr-small", "moco", "byol"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clipkit.config import Config
 from clipkit.encoders import DualEncoder, Embeddings
 from clipkit.errors import ClipkitError
+from clipkit.objectives.comparison import NO_GROUP
 from clipkit.objectives.exchange import gather_plain, row_counts
 from clipkit.pairs import PairBatch, PairReader, PipeSet, ShardSet
 
@@ -82,7 +83,7 @@ class Miner(nn.Module):
         else:
             query_bD = embeddings.images.detach()
         if groups is None:
-            groups = torch.full((len(text_ids), 2), _NOBODY, device=text_ids.device)
+            groups = torch.full((len(text_ids), 2), NO_GROUP, device=text_ids.device)
         counts = row_counts(len(text_tD), text_tD.device)
         self._keep(gather_plain(text_tD, counts), gather_plain(torch.cat([text_ids[:, None], groups], 1), counts))
         found = self._nearest(query_bD.to(self.pool_PD.dtype), text_tD.to(self.pool_PD.dtype), text_ids, batch)
@@ -127,8 +128,8 @@ def _farthest_own(query_bD: Tensor, text_tD: Tensor, ids: Tensor, text_ids: Tens
 
 def _grouped(image_group_bG: Tensor, text_group_bk2: Tensor) -> Tensor:
     """(b, k) whether a text says what the sample's captions say, or belongs to a copy of its picture."""
-    says = (image_group_bG[:, None, :-1] == text_group_bk2[..., :1]) & (text_group_bk2[..., :1] != _NOBODY)
-    copies = (image_group_bG[:, -1, None] == text_group_bk2[..., 1]) & (text_group_bk2[..., 1] != _NOBODY)
+    says = (image_group_bG[:, None, :-1] == text_group_bk2[..., :1]) & (text_group_bk2[..., :1] != NO_GROUP)
+    copies = (image_group_bG[:, -1, None] == text_group_bk2[..., 1]) & (text_group_bk2[..., 1] != NO_GROUP)
     return says.any(-1) | copies
 
 

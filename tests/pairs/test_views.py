@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from clipkit.pairs.decode import PictureSpec
+from clipkit.pairs.resize import PictureSpec
 from clipkit.pairs.views import FAMILIES, View, _blurred, draw_views
 
 SPEC = PictureSpec(size=32)

@@ -21,10 +21,6 @@ from clipkit.training.mining import Miner, make_miner
 SCALE = torch.zeros(1)
 
 
-def unit(*rows: tuple[float, ...]) -> Tensor:
-    return normalize(torch.tensor(rows, dtype=torch.float64), dim=1)
-
-
 def at(*degrees: float) -> Tensor:
     """Points of a circle."""
     radians = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
