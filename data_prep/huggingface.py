@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.mask import SCORES_SUFFIX
 from data_prep.cells import rows_with_cells
 from data_prep.records import Source
 from data_prep.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, RowOptions, find_column, grouped_records
@@ -103,7 +104,7 @@ def _saved_parts(folder: Path) -> list[tuple[str | None, Path]]:
 
 def _parquet_files(folder: Path) -> Iterator[Path]:
     for place in (folder, folder / "data", *sorted(p for p in folder.glob("*") if p.is_dir() and p.name != "data")):
-        yield from (path for path in sorted(place.glob("*.parquet")) if not path.name.endswith(".scores.parquet"))
+        yield from (path for path in sorted(place.glob("*.parquet")) if not path.name.endswith(SCORES_SUFFIX))
 
 
 def _split_of(name: str) -> str | None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
+from clipkit.pairs.mask import SCORES_SUFFIX
 from data_prep.language import language_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIX = ".scores.parquet"
 SIDES = ("width", "height", "source_width", "source_height")
 CLIP_MODEL = b"clip_model"  # in the table's metadata: which model gave the CLIP scores
 # A character of Chinese or Japanese counts as a word: these are written without spaces.
@@ -112,7 +112,7 @@ def read_scores(shard: Path) -> pa.Table:
 
 def scores_path(shard: Path) -> Path:
     """Where the table of the shard at ``shard`` lies."""
-    return shard.with_name(shard.name + SUFFIX)
+    return shard.with_name(shard.name + SCORES_SUFFIX)
 
 
 def _row(sample: Measured, languages: bool) -> dict[str, Any]:

@@ -208,9 +208,9 @@ class DualEncoder(nn.Module):
         """Both towers; see ``encode_image`` and ``encode_text`` for the inputs.
 
         Args:
-            micro_batch_size: rows encoded at a time. The graph keeps only the inputs of each piece and encodes it
-                again in the backward pass, so the gradient is that of the whole batch while the memory is that of
-                a piece. None encodes all rows at once.
+            micro_batch_size: rows encoded at a time. The graph keeps only the inputs of each piece but the very last
+                and encodes it again in the backward pass, so the gradient is that of the whole batch while the memory
+                is that of a piece. None encodes all rows at once.
             autocast: compute dtype of the towers, entered inside each piece: one autocast around all of them would
                 add the pieces' gradients up in that dtype.
             most: rows of ``images`` and ``texts`` that the process with the most has. Where weights are sharded every
@@ -222,10 +222,16 @@ class DualEncoder(nn.Module):
             views = images.transpose(0, 1)
             # With texts, the first view is the picture that they belong to.
             images, views = (None, views) if texts is None else (views[0], views[1:])
+        # The backward pass starts with what was encoded last, so only that may keep a piece's graph. It is pictures,
+        # which cost most to encode again, unless their trunk has no graph.
+        learn = images is not None and not self.tower("image").locked
+        ends = not learn and views is None
+        encoded_texts = None if texts is None else run(self.encode_text, texts, most=most[1], last=ends)
+        encoded_images = None if images is None else run(self.encode_image, images, last=views is None)
         # Copies, for FSDP may free the parameters themselves when this returns.
         return Embeddings(
-            None if images is None else run(self.encode_image, images),
-            None if texts is None else run(self.encode_text, texts, most=most[1]),
+            encoded_images,
+            encoded_texts,
             self.log_scale.clone(),
             None if self.bias is None else self.bias.clone(),
             *(self._encode_views(views, run) if views is not None else ()),
@@ -236,14 +242,15 @@ class DualEncoder(nn.Module):
         see one view at a time."""
         heads = self.two_views
         both = heads is None or heads.settings.symmetric
-        queries = torch.stack([run(self.encode_view, view) for view in (views if both else views[:1])])
+        seen = views if both else views[:1]
+        queries = torch.stack([run(self.encode_view, view, last=i == len(seen) - 1) for i, view in enumerate(seen)])
         if heads is None:
             return queries, None, None, self.log_scale.clone()
         targets = queue = None
         if heads.momentum is not None:
             keys = views if both else views[1:]
             with torch.no_grad():
-                targets = torch.stack([run(lambda v: heads.target(self._pixels(v)), view) for view in keys])
+                targets = torch.stack([run(lambda v: heads.target(self._pixels(v)), view, last=True) for view in keys])
             queue = heads.queue.clone() if heads.settings.queue else None
         return queries, targets, queue, heads.log_scale.clone()
 
@@ -264,8 +271,17 @@ _MISSING = "the model knows {has} only: it has no {tower} tower"
 
 
 def _in_pieces(
-    encode: Callable[[Tensor], Tensor], x: Tensor, size: int | None, autocast: torch.dtype | None, most: int
+    encode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    size: int | None,
+    autocast: torch.dtype | None,
+    most: int,
+    last: bool,
 ) -> Tensor:
+    """``encode`` of pieces of ``size`` rows. All but the last of the ``last`` ones of a step are encoded again in the
+    backward pass; that one is the first to be asked for its gradient, so its graph takes no memory that the others'
+    would not."""
+
     def run(piece: Tensor) -> Tensor:
         # Without its cache of cast weights, which outlives the piece whenever any autocast is around the model: the
         # pieces' gradients would meet in that copy and be added up in bf16.
@@ -280,6 +296,6 @@ def _in_pieces(
         pieces = (*pieces, *[x[:1]] * missing)
     if len(pieces) == 1:
         return run(x)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in pieces])[: len(x)]
-    return torch.cat([run(piece) for piece in pieces])[: len(x)]
+    again = len(pieces) - last if torch.is_grad_enabled() else 0
+    encoded = [checkpoint(run, piece, use_reentrant=False) for piece in pieces[:again]]
+    return torch.cat([*encoded, *(run(piece) for piece in pieces[again:])])[: len(x)]

@@ -7,19 +7,20 @@ get *groups*: a cell of the comparison whose ids differ and whose groups are equ
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
-from clipkit.pairs.remote import Remote
+from clipkit.pairs.mask import SCORES_SUFFIX
+from clipkit.pairs.remote import Remote, read_whole
 from clipkit.pairs.shards import ShardSet
 
 CAPTIONS = 5  # captions of a picture that are looked at
 WIDTH = CAPTIONS + 1  # columns of groups: captions, then the picture that this one is a copy of
 NONE = -1
 
-_SCORES = ".scores.parquet"  # written by data_prep beside a shard
 _APART = re.compile(r"[\W_]+")
 
 
@@ -45,30 +46,38 @@ def _copy_group(shards: ShardSet, sample: int) -> int:
     if not shards.shards:  # a pipe
         return NONE
     shard, at = shards.locate(sample)
-    if isinstance(shard.path, Remote) or not shard.keys:
-        return NONE
-    copies = _copies(shard.path.parent)
-    if not copies:
+    copies = _copies(shard.path) if shard.keys else None
+    if copies is None:
         return NONE
     key = shard.keys[at]
-    return _number("copy", str(shard.path.parent), copies.get(key, key))
+    return _number("copy", str(shard.path).rpartition("/")[0], copies.get(key, key))
 
 
-@lru_cache(maxsize=64)
-def _copies(folder: Path) -> dict[str, str]:
-    """Key to the key of what it is a copy of, as data_prep found them for the shards in ``folder``; empty if none."""
-    found: dict[str, str] = {}
-    tables = sorted(folder.glob(f"*{_SCORES}"))
-    if tables:
-        import pyarrow.parquet as pq
-    for table in tables:
-        try:
-            columns = pq.read_table(table, columns=["key", "copy_of"])
-        except (OSError, ValueError, KeyError):
-            continue  # damaged or another program's: the guard does without
-        keys, originals = columns["key"].to_pylist(), columns["copy_of"].to_pylist()
-        found |= {key: original for key, original in zip(keys, originals, strict=True) if original is not None}
-    return found
+@cache
+def _copies(shard: Path | Remote) -> dict[str, str] | None:
+    """Key to the key of what it is a copy of, as data_prep found them for the samples of a shard; None if it did not
+    look.
+
+    Raises:
+        UnreachableError: the server of a remote shard does not answer.
+    """
+    if isinstance(shard, Remote):
+        data = read_whole(shard.url + SCORES_SUFFIX)
+        place: object = None if data is None else io.BytesIO(data)
+    else:
+        beside = shard.with_name(shard.name + SCORES_SUFFIX)
+        place = beside if beside.is_file() else None
+    if place is None:
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(place, columns=["key", "copy_of"])
+        table = table.filter(table["copy_of"].is_valid())
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None  # damaged or another program's: the guard does without
+    return dict(zip(table["key"].to_pylist(), table["copy_of"].to_pylist(), strict=True))
 
 
 def _number(*parts: str) -> int:

@@ -22,7 +22,8 @@ from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex
 from clipkit.pairs.remote import Remote, read_whole
 
 KEEP_SUFFIX = ".keep.npz"
-SIDECARS = (INDEX_SUFFIX, KEEP_SUFFIX, ".scores.parquet")  # files beside a shard, which are none
+SCORES_SUFFIX = ".scores.parquet"  # what data_prep found out about each sample
+SIDECARS = (INDEX_SUFFIX, KEEP_SUFFIX, SCORES_SUFFIX)  # files beside a shard, which are none
 
 
 def mask_path(shard: Path) -> Path:

@@ -103,6 +103,26 @@ def test_micro_batches_keep_only_their_inputs() -> None:
     assert kept(4) < kept(None) / 2
 
 
+@pytest.mark.parametrize(
+    ("given", "texts", "images"),
+    [("both", 2 * 4, 2 * 4 - 1), ("images", 0, 2 * 4 - 1), ("texts", 2 * 4 - 1, 0), ("views", 2 * 4, 3 * 2 * 4 - 1),
+     ("locked", 2 * 4 - 1, 2 * 4 - 1)],
+)  # fmt: skip
+def test_all_pieces_but_the_very_last_are_encoded_twice(given: str, texts: int, images: int) -> None:
+    """The backward pass begins with the last piece, so its graph may stay; any other's would add to the peak."""
+    model, calls = dual(), {"image": 0, "text": 0}
+    pixels, tokens = batch(12)
+    for name, tower in model.towers.items():
+        tower.trunk.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    if given == "locked":
+        model.image.lock()
+    if given == "views":
+        pixels = pixels[:, None].repeat(1, 3, 1, 1, 1)  # the picture of the text, and two more views
+    out = model(None if given == "texts" else pixels, None if given == "images" else tokens, micro_batch_size=3)
+    sum(x.square().sum() + x.sum() for x in (out.images, out.texts, out.views) if x is not None).backward()
+    assert calls == {"image": images, "text": texts}
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_without_a_graph_pieces_are_only_pieces(size: int) -> None:
     model = dual()
