@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,43 @@ class Outcome:
     step: int
     stopped: str | None
     best: int | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run sets up once.
+
+    Attributes:
+        wrapped: the model as the processes train it (DDP, FSDP2 or itself).
+        metrics: the run's records, on the main process.
+        start, steps: steps done before, and in all.
+        save_every, eval_every: in steps.
+    """
+
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[PairBatch]
+    quarantine: Quarantine
+    metrics: Metrics | None
+    start: int
+    steps: int
+    warmup: int
+    save_every: int
+    eval_every: int
+
+
+class _Clock:
+    """Steps and seconds since the last lap."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._since = step, time.perf_counter()
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since then; the next lap starts now."""
+        now = time.perf_counter()
+        passed = step - self._step, now - self._since
+        self._step, self._since = step, now
+        return passed
 
 
 @dataclass
@@ -134,11 +172,41 @@ class Trainer:
             ClipkitError: too many bad samples, a loss that is not finite, a disk that is full, or a checkpoint that
                 belongs to other data or another model.
         """
-        config, shards = self.config, self.readers.train.shards
-        world, mine = self.accelerator.num_processes, self.accelerator.process_index
-        steps = total_steps(config.optim, len(shards))
-        warmup = warmup_steps(config.optim, steps)
-        local = len(range(config.optim.batch_size)[piece(config.optim.batch_size, 0, world)])
+        job = self._set_up()
+        step, steps, saved = job.start, job.steps, job.start
+        if self._evaluation_due(job, step) and step:  # stopped between a step and its evaluation
+            self._validate(step, job.metrics)
+            self._save(step, job.optimizer)
+        watch = Watch(job.warmup)
+        with StopRequest() as stop, self.console.bar("training", steps, step) as bar:
+            clock = _Clock(step)
+            for batch in job.batches:
+                batch, result = self._step(job, batch.to(self.model.device), step)
+                step += 1
+                self._account(job, batch, step)
+                if self._logs(job, step):
+                    self._record(job.metrics, self._train_record(job, result, step, clock))
+                bar.advance(f"loss {result.loss:.3f}")
+                stopping = stop.agreed(self.model.device)
+                if step % job.eval_every == 0 or step == steps:
+                    self._watch(watch, result, batch, step, job.metrics)
+                if self._evaluation_due(job, step) and not stopping:
+                    self._validate(step, job.metrics)
+                    clock = _Clock(step)
+                if step % job.save_every == 0 or step == steps or stopping or (self._best or (0, -1))[1] == step:
+                    self._save(step, job.optimizer)
+                    saved = step
+                if stopping:
+                    return Outcome(step, stop.reason, self._best[1] if self._best else None)
+        if saved != step:
+            self._save(step, job.optimizer)
+        return Outcome(step, None, self._best[1] if self._best else None)
+
+    def _set_up(self) -> _Job:
+        """The model as it was left or is to begin, spread over the processes, and what its steps need."""
+        config, shards, world = self.config, self.readers.train.shards, self.accelerator.num_processes
+        size, steps = config.optim.batch_size, total_steps(config.optim, len(shards))
+        local = len(range(size)[piece(size, 0, world)])
         self.model, message = settle_batchnorm(self.model, config.optim.micro_batch_size, local)
         if message:
             self.console.say(message)
@@ -150,87 +218,82 @@ class Trainer:
         optimizer = make_optimizer(self._trained, config.optim)
         if self.resume is not None:
             load_optimizer(optimizer, self.resume)
-        quarantine = Quarantine(self.run, shards, self.accelerator, self.console, start)
-        metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
         order = make_order(shards, config.run.seed)
         self._receipts = Receipts(self.run, shards, order, self.accelerator, start, self._counts)
-        batches = stream(
-            self.readers.train,
-            order,
-            config.optim.batch_size,
-            start=start,
-            stop=steps,
-            rank=mine,
-            world=world,
-            workers=0 if self._cached() else config.data.workers,
-        )
-        every_epoch = max(1, math.ceil(len(shards) / config.optim.batch_size))
-        save_every = config.run.save_every or every_epoch
-        eval_every = config.run.eval_every or every_epoch
+        metrics = Metrics(self.run, start) if self.accelerator.is_main_process else None
         if metrics and start == 0:
             start_record = {"kind": "start", "step": 0, "steps": steps, "processes": world}
             self._record(metrics, {**start_record, **self.arithmetic.to_dict()})
-        step, saved = start, start
-        if self._evaluation_due(start, steps, eval_every) and start:  # stopped between a step and its evaluation
-            self._validate(start, metrics)
-            self._save(start, optimizer)
-        size, watch = config.optim.batch_size, Watch(warmup)
-        with StopRequest() as stop, self.console.bar("training", steps, start) as bar:
-            since, last = time.perf_counter(), start
-            for batch in batches:
-                rate = learning_rate(step, steps, warmup, config.optim.lr)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                # Dropout is a function of (seed, step, process): there is no generator to save and restore.
-                torch.manual_seed(sample_seed(config.run.seed, step, mine, DROPOUT))
-                if not wrapped.training:  # as evaluation leaves it
-                    wrapped.train()
-                batch = batch.to(self.model.device)
-                if self.miner is not None:
-                    batch = self.miner.add_to(batch, self.readers.train)
-                result = train_step(
-                    wrapped,
-                    batch,
-                    self.compare,
-                    self.objective,
-                    optimizer,
-                    self.accelerator,
-                    config.optim,
-                    self.arithmetic.autocast,
-                    (step + 1) / steps,
-                    count_cleared=self._logs(step + 1, start, steps) and size**2 <= _COUNTED,
-                )
-                if self.miner is not None:
-                    self.miner.learn_from(result.embeddings, batch)
-                self._receipts.quarantine(quarantine.take(batch, step + 1))
-                self._receipts.count(batch)
-                step += 1
-                for receipt in self._receipts.close((step - 1) * size, step * size, step):
-                    if line := summary(receipt):
-                        self.console.say(line, detail=True)
-                if self._logs(step, start, steps):
-                    now = time.perf_counter()
-                    self._seconds += now - since
-                    speed = (step - last) * config.optim.batch_size / (now - since)
-                    since, last = now, step
-                    epoch = step * size / len(shards)
-                    timing = {"samples_per_second": round(speed, 1), "seconds": round(self._seconds, 3)}
-                    self._record(metrics, train_record(self._trained, result, step, epoch, rate) | timing)
-                bar.advance(f"loss {result.loss:.3f}")
-                stopping = stop.agreed(self.model.device)
-                if step % eval_every == 0 or step == steps:
-                    self._watch(watch, result, batch, step, metrics)
-                if self._evaluation_due(step, steps, eval_every) and not stopping:
-                    self._validate(step, metrics)
-                    since, last = time.perf_counter(), step
-                if step % save_every == 0 or step == steps or stopping or (self._best or (0, -1))[1] == step:
-                    self._save(step, optimizer)
-                    saved = step
-                if stopping:
-                    return Outcome(step, stop.reason, self._best[1] if self._best else None)
-        if saved != step:
-            self._save(step, optimizer)
-        return Outcome(step, None, self._best[1] if self._best else None)
+        every_epoch = max(1, math.ceil(len(shards) / size))
+        batches = stream(
+            self.readers.train,
+            order,
+            size,
+            start=start,
+            stop=steps,
+            rank=self.accelerator.process_index,
+            world=world,
+            workers=0 if self._cached() else config.data.workers,
+        )
+        return _Job(
+            wrapped=wrapped,
+            optimizer=optimizer,
+            batches=batches,
+            quarantine=Quarantine(self.run, shards, self.accelerator, self.console, start),
+            metrics=metrics,
+            start=start,
+            steps=steps,
+            warmup=warmup_steps(config.optim, steps),
+            save_every=config.run.save_every or every_epoch,
+            eval_every=config.run.eval_every or every_epoch,
+        )
+
+    def _step(self, job: _Job, batch: PairBatch, step: int) -> tuple[PairBatch, StepResult]:
+        """The step after ``step``: the batch with what was mined for it, and what came out."""
+        config = self.config
+        for group in job.optimizer.param_groups:
+            group["lr"] = self._rate(job, step)
+        # Dropout is a function of (seed, step, process): there is no generator to save and restore.
+        torch.manual_seed(sample_seed(config.run.seed, step, self.accelerator.process_index, DROPOUT))
+        if not job.wrapped.training:  # as evaluation leaves it
+            job.wrapped.train()
+        if self.miner is not None:
+            batch = self.miner.add_to(batch, self.readers.train)
+        result = train_step(
+            job.wrapped,
+            batch,
+            self.compare,
+            self.objective,
+            job.optimizer,
+            self.accelerator,
+            config.optim,
+            self.arithmetic.autocast,
+            (step + 1) / job.steps,
+            count_cleared=self._logs(job, step + 1) and config.optim.batch_size**2 <= _COUNTED,
+        )
+        if self.miner is not None:
+            self.miner.learn_from(result.embeddings, batch)
+        return batch, result
+
+    def _rate(self, job: _Job, step: int) -> float:
+        return learning_rate(step, job.steps, job.warmup, self.config.optim.lr)
+
+    def _account(self, job: _Job, batch: PairBatch, step: int) -> None:
+        """Write down what ``step`` read, and the receipt of an epoch that it ended."""
+        self._receipts.quarantine(job.quarantine.take(batch, step))
+        self._receipts.count(batch)
+        size = self.config.optim.batch_size
+        for receipt in self._receipts.close((step - 1) * size, step * size, step):
+            if line := summary(receipt):
+                self.console.say(line, detail=True)
+
+    def _train_record(self, job: _Job, result: StepResult, step: int, clock: _Clock) -> dict[str, Any]:
+        size = self.config.optim.batch_size
+        steps, seconds = clock.lap(step)
+        self._seconds += seconds
+        timing = {"samples_per_second": round(steps * size / seconds, 1), "seconds": round(self._seconds, 3)}
+        epoch = step * size / len(self.readers.train.shards)
+        return train_record(self._trained, result, step, epoch, self._rate(job, step - 1)) | timing
 
     def _restore(self) -> int:
         if self.resume is None:
@@ -261,8 +324,8 @@ class Trainer:
     def _cached(self) -> bool:
         return self.model.image is not None and self.model.image.locked and self.config.data.augment != "crop"
 
-    def _evaluation_due(self, step: int, steps: int, every: int) -> bool:
-        due = step % every == 0 or step == steps
+    def _evaluation_due(self, job: _Job, step: int) -> bool:
+        due = step % job.eval_every == 0 or step == job.steps
         return due and "val" in self.readers.held_out and self._evaluated < step
 
     def _validate(self, step: int, metrics: Metrics | None) -> None:
@@ -310,8 +373,8 @@ class Trainer:
             prune(self.run, self.config.run.keep_last, self._best[1] if self._best else None)
         self.accelerator.wait_for_everyone()
 
-    def _logs(self, step: int, start: int, steps: int) -> bool:
-        return step % self.config.run.log_every == 0 or step in (start + 1, steps)
+    def _logs(self, job: _Job, step: int) -> bool:
+        return step % self.config.run.log_every == 0 or step in (job.start + 1, job.steps)
 
     def _record(self, metrics: Metrics | None, record: dict[str, Any]) -> None:
         if metrics is not None:
