@@ -136,6 +136,8 @@ class OptimConfig:
     """Share of the negatives that --objective hard takes for unknown positives (Chuang et al. 2020's tau plus)."""
     gamma: float = 0.8
     """Share of a step in what --objective global remembers."""
+    gamma_falling: bool = False
+    """Let that share fall from 1 over the first half of the run, epoch by epoch, along a half cosine (FastCLIP)."""
     view_temperature: float = 0.1
     """Temperature of the comparison of views; constant."""
     momentum: float | None = None

@@ -43,6 +43,8 @@ def check_settings(config: Config) -> None:
         raise ClipkitError(f"--debias is {flat['debias']}; it must be from 0 to below 1")
     if not 0 < flat["gamma"] <= 1:
         raise ClipkitError(f"--gamma is {flat['gamma']}; it must be above 0 and at most 1")
+    if flat["gamma_falling"] and flat["objective"] != "global":
+        raise ClipkitError("--gamma-falling is of what --objective global remembers: pass that too")
     if not 0 <= flat["mining_margin"] <= 2:
         raise ClipkitError(f"--mining-margin is {flat['mining_margin']}; it is a difference of cosines, from 0 to 2")
     if flat["negatives"] == "mined" and flat["compare"] not in ("pairs", "sentences", "pairs+views"):

@@ -98,7 +98,7 @@ def basics(table: Path, classes: Path, sentences: Path, interactions: Path, tmp_
         "simcse, mined": {**words, "negatives": "mined"},
         "clip, hard": {**pairs, "objective": "hard", "debias": 0.05},
         "simclr, hard": {**picture, "objective": "hard", "hardness": 0.5},
-        "clip, global": {**pairs, "objective": "global"},
+        "clip, global": {**pairs, "objective": "global", "gamma": 0.4, "gamma_falling": True},
         "triplet, labels": {**picture, "compare": "labels", "mining": "semihard"},
     }  # fmt: skip
 
@@ -195,6 +195,21 @@ def test_the_guard_clears_captions_that_say_the_same_and_those_of_copies(tmp_pat
     assert records(on, "train")[0]["loss"] < records(off, "train")[0]["loss"]
 
 
+def test_gamma_falls_during_the_first_half_of_a_run(
+    tmp_path: Path, basics: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.objectives import GlobalContrastive
+
+    seen: list[float] = []
+    forward = GlobalContrastive.forward
+    monkeypatch.setattr(GlobalContrastive, "forward", lambda self, *x: seen.append(self.gamma) or forward(self, *x))
+    settings = {**basics["clip, global"], "batch_size": 16, "epochs": 4, "workers": 0, "output": str(tmp_path / "run")}
+    clipkit.train("clip", **settings)
+    n = 40  # pairs of the table
+    assert seen == pytest.approx([(1, 0.7, 0.4, 0.4)[16 * step // n] for step in range(len(seen))])
+    assert len(seen) == 4 * n // 16
+
+
 def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
     rows = [("a dog runs", "the dog is running"), ("A dog runs.", "a cat sleeps"), ("it rains", "A dog runs"),
             ("it snows", "snow falls")]  # fmt: skip
@@ -230,6 +245,7 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("moco", {"momentum": None}, "--queue"),
         ("simclr", {"text_model": "x"}, "trains the image tower alone: pass --image-model"),
         ("clip", {"objective": "global", "negatives": "swap"}, "--negatives none"),
+        ("clip", {"gamma_falling": True}, "--objective global"),
         ("simclr", {"negatives": "mined"}, "--negatives mined finds texts"),
         ("clip", {"negatives": "mined", "mining_margin": 3.0}, "--mining-margin is 3.0"),
         ("clip", {"debias": 1.0}, "--debias is 1.0"),

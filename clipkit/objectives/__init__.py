@@ -3,7 +3,7 @@
 from clipkit.objectives.comparison import Comparison, compare
 from clipkit.objectives.drop_in import ClipLoss, SigLipLoss
 from clipkit.objectives.exchange import gather_rows, sum_over_ranks
-from clipkit.objectives.global_contrastive import GlobalContrastive
+from clipkit.objectives.global_contrastive import GlobalContrastive, falling_gamma
 from clipkit.objectives.tables import (
     Compare,
     labels_table,
@@ -26,6 +26,7 @@ __all__ = [
     "SigLipLoss",
     "Tiling",
     "compare",
+    "falling_gamma",
     "gather_rows",
     "hard_infonce",
     "infonce",

@@ -38,7 +38,7 @@ class GlobalContrastive(nn.Module):
 
     Args:
         n_samples: ids of the comparison are in 0 ... n_samples - 1.
-        gamma: in (0, 1], how much a new batch counts. May be changed at any time, as FastCLIP's schedule does.
+        gamma: in (0, 1], how much a new batch counts. May be changed at any time; see ``falling_gamma``.
         eps: added to u. The papers' is tiny; a larger one lets go of what is already told apart.
 
     Raises:
@@ -114,3 +114,16 @@ def _log_mean_by(place: Tensor, x: Tensor, n: int) -> Tensor:
     top = x.new_full((n,), -torch.inf).scatter_reduce(0, place, x, "amax")
     total = x.new_zeros(n).index_add_(0, place, (x - top[place]).exp())
     return top + (total / torch.bincount(place, minlength=n)).log()
+
+
+def falling_gamma(least: float, epoch: float, epochs: float) -> float:
+    """FastCLIP's gamma (Wei et al. 2024, section 4): from 1 down to ``least`` along a half cosine, the same during an
+    epoch.
+
+    Args:
+        least: in (0, 1], where it ends.
+        epoch: epochs done, of which the whole ones count.
+        epochs: after how many it has fallen. The paper takes half of the run's.
+    """
+    share = min(1.0, math.floor(epoch) / max(epochs, 1.0))
+    return least + (1 - least) * (1 + math.cos(math.pi * share)) / 2

@@ -19,7 +19,7 @@ from clipkit.config import Config
 from clipkit.encoders import DualEncoder
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.split import SplitReport, evaluate_split
-from clipkit.objectives import Compare
+from clipkit.objectives import Compare, GlobalContrastive, falling_gamma
 from clipkit.pairs import PairBatch, make_order
 from clipkit.pairs.order import piece, sample_seed
 from clipkit.pairs.stream import stream
@@ -259,6 +259,9 @@ class Trainer:
             job.wrapped.train()
         if self.miner is not None:
             batch = self.miner.add_to(batch, self.readers.train)
+        if isinstance(self.objective, GlobalContrastive) and config.optim.gamma_falling:
+            epochs = config.optim.batch_size / len(self.readers.train.shards)  # of a step
+            self.objective.gamma = falling_gamma(config.optim.gamma, step * epochs, job.steps * epochs / 2)
         result = train_step(
             job.wrapped,
             batch,

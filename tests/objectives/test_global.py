@@ -11,7 +11,7 @@ import torch
 from objectives_loops import ruled, unit
 from torch import Tensor
 
-from clipkit.objectives import Comparison, GlobalContrastive, infonce
+from clipkit.objectives import Comparison, GlobalContrastive, falling_gamma, infonce
 
 KINDS = ("pairs", "captions", "labels", "itself", "captions groups shift queue bias")
 
@@ -128,3 +128,14 @@ def test_the_estimates_are_in_the_checkpoint_and_at_rest_in_evaluation() -> None
     loss.train()
     assert torch.equal(loss(c), other(c)) and not torch.equal(loss.log_u_rows, before["log_u_rows"])  # type: ignore[arg-type]
     assert torch.isinf(loss.log_u_rows[6:]).all()  # type: ignore[index]
+
+
+def test_gamma_falls_from_epoch_to_epoch_along_a_half_cosine() -> None:
+    """Wei et al. 2024, section 4: 0.5 (1 + cos(pi floor(epoch) / E)) (1 - least) + least, and least from E on."""
+    found = [falling_gamma(0.2, epoch, 4.0) for epoch in (0, 0.99, 1, 2, 2.5, 3, 4, 9)]
+    quarter = 0.8 * math.sqrt(0.5) / 2
+    assert found == pytest.approx([1, 1, 0.6 + quarter, 0.6, 0.6, 0.6 - quarter, 0.2, 0.2], abs=1e-12)
+
+
+def test_gamma_does_not_fall_in_a_run_too_short_for_it() -> None:
+    assert falling_gamma(0.2, 0.9, 0.5) == 1
