@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -27,13 +28,17 @@ from machine import write
 
 METHODS = ("simclr", "moco", "byol", "supcon")
 RIVALS = ("simclr", "moco", "byol")
-BATCH, RATE, DECAY = 256, 2e-3, 1e-4
+# of the methods that do not need a large batch
+MANY_STEPS: dict[str, Any] = {"batch_size": 32, "lr": 1e-3, "views": "moco-small"}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "simclr": {}, "moco": {"queue": 4096}, "byol": {"views": "simclr-small", "predictor": 256}, "supcon": {},
-}  # fmt: skip
+    "simclr": {},
+    "moco": {**MANY_STEPS, "queue": 4096, "momentum": 0.99, "symmetric": True, "view_temperature": 0.1},
+    "byol": {**MANY_STEPS, "momentum": 0.97, "predictor": 256},
+    "supcon": {},
+}
 COMMON: dict[str, Any] = {
     "image_model": "clipkit_small_resnet", "image_pretrained": False, "image_size": 32, "views": "simclr-small",
-    "batch_size": BATCH, "lr": RATE, "wd": DECAY, "projector_hidden": 256, "projector_dim": 128, "workers": 0,
+    "batch_size": 128, "lr": 2e-3, "wd": 1e-4, "projector_hidden": 256, "projector_dim": 128, "workers": 0,
     "keep_best": False, "warmup": 10, "log_every": 50,
 }  # fmt: skip
 
@@ -63,11 +68,32 @@ def main() -> None:
                 print(f"{name}: failed")
                 continue
             runs[name] = found
-            write("methods", {"minutes": given.minutes, "runs": runs})
+            write("methods", {"minutes": given.minutes, "settings": {"all": COMMON, **SETTINGS}, "runs": runs})
         r = runs[name]
         spent = f"{r['steps']:5} steps {r['cpu_seconds']:7.0f} CPU s"
         few = f"  1 % of labels {r['few']:.1%} (from scratch {r['few_scratch']:.1%})" if "few" in r else ""
         print(f"{name:28} {spent}  linear {r['linear']:.1%}  knn {r['knn']:.1%}{few}", flush=True)
+    print_table(runs)
+
+
+def print_table(runs: dict[str, dict[str, Any]]) -> None:
+    """Means over the seeds, with the standard deviation where there are several, as Markdown."""
+    columns = {"cpu_seconds": "CPU s", "linear": "linear probe", "knn": "neighbours", "few": "1 % of labels",
+               "few_scratch": "the same from scratch"}  # fmt: skip
+    print("", f"| method | seeds | {' | '.join(columns.values())} |", "|---" * (2 + len(columns)) + "|", sep="\n")
+    for kind in dict.fromkeys(name.rpartition(",")[0] for name in runs):
+        of_kind = [r for name, r in runs.items() if name.rpartition(",")[0] == kind]
+        cells = []
+        for column in columns:
+            values = [r[column] for r in of_kind if column in r]
+            if not values:
+                cells.append("")
+            elif column == "cpu_seconds":
+                cells.append(f"{statistics.mean(values):.0f}")
+            else:
+                spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{100 * statistics.mean(values):.1f}{spread}")
+        print(f"| {kind} | {len(of_kind)} | {' | '.join(cells)} |")
 
 
 def one(method: str, side: str, seed: int, steps: int | None, data: str, minutes: float) -> dict[str, Any]:
@@ -94,13 +120,13 @@ def config_of(method: str, seed: int, steps: int, data: str, output: str) -> Any
 
 
 def steps_in(method: str, seed: int, data: str, seconds: float) -> int:
-    """Steps that clipkit does in so many CPU seconds: measured on twenty, of which the first five warm up."""
+    """Steps that clipkit does in so many CPU seconds: those after the first ten of a short run tell."""
     times: dict[int, float] = {}
-    for n in (5, 20):
+    for n in (10, 110):
         start = time.process_time()
         by_clipkit(method, seed, n, data)
         times[n] = time.process_time() - start
-    return max(20, int(seconds / ((times[20] - times[5]) / 15)))
+    return max(20, int(seconds / ((times[110] - times[10]) / 100)))
 
 
 def by_clipkit(method: str, seed: int, steps: int, data: str) -> torch.nn.Module:
@@ -125,7 +151,8 @@ def trunk_of(method: str, seed: int) -> torch.nn.Module:
 
 
 def by_lightly(method: str, seed: int, steps: int, data: str) -> torch.nn.Module:
-    """The loop of lightly's own examples (docs.lightly.ai, version 1.5), with this benchmark's network and schedule."""
+    """The loop of lightly's own examples and benchmarks (docs.lightly.ai, version 1.5), with this benchmark's network,
+    schedule and settings."""
     import copy
 
     from lightly.data import LightlyDataset
@@ -134,46 +161,49 @@ def by_lightly(method: str, seed: int, steps: int, data: str) -> torch.nn.Module
     from lightly.transforms import SimCLRTransform
     from lightly.utils.scheduler import cosine_schedule
 
+    from clipkit.pairs.views import FAMILIES
     from clipkit.training.optim import learning_rate
 
     torch.manual_seed(seed)
-    start = encoder_of(method, seed)
+    config, start = config_of(method, seed, steps, data, ""), encoder_of(method, seed)
     trunk, heads = start.tower("image").trunk, start.two_views
+    optim, settings = config.optim, heads.settings
     mean_std = {"mean": start.picture.mean, "std": start.picture.std}
-    views = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0, normalize=mean_std)
+    least = FAMILIES[config.data.views][0].scale[0]
+    views = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0, min_scale=least, normalize=mean_std)
     images = LightlyDataset(f"{data}/train", transform=views)
-    loader = torch.utils.data.DataLoader(images, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=0)
+    loader = torch.utils.data.DataLoader(
+        images, batch_size=optim.batch_size, shuffle=True, drop_last=True, num_workers=0
+    )
     modules = [trunk, heads.projector] + ([heads.predictor] if method == "byol" else [])
     optimizer = torch.optim.AdamW(
-        [p for m in modules for p in m.parameters()], lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), eps=1e-6
+        [p for m in modules for p in m.parameters()], lr=optim.lr, weight_decay=optim.wd, betas=(0.9, 0.98), eps=1e-6
     )
-    slow = [copy.deepcopy(m) for m in (trunk, heads.projector)] if method != "simclr" else []
+    slow = [copy.deepcopy(m) for m in (trunk, heads.projector)] if settings.momentum is not None else []
     for module in slow:
         deactivate_requires_grad(module)
-    if method == "moco":
-        criterion: Any = NTXentLoss(temperature=heads.settings.temperature, memory_bank_size=(4096, 128))
-    else:
-        criterion = NTXentLoss(temperature=0.1) if method == "simclr" else NegativeCosineSimilarity()
+    bank = (settings.queue, settings.out) if settings.queue else 0
+    contrast = NTXentLoss(temperature=settings.temperature, memory_bank_size=bank)
     done = 0
     while done < steps:
         for (first, second), *_ in loader:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(done, steps, 10, RATE)
+                group["lr"] = learning_rate(done, steps, optim.warmup, optim.lr)
             if slow:
-                stays = cosine_schedule(done, steps, 0.996, 1) if method == "byol" else 0.99
+                stays = cosine_schedule(done, steps, settings.momentum, 1) if settings.rising else settings.momentum
                 update_momentum(trunk, slow[0], stays)
                 update_momentum(heads.projector, slow[1], stays)
+            queries = [heads.projector(trunk(x)) for x in (first, second)]
+            if slow:
+                with torch.no_grad():
+                    keys = [slow[1](slow[0](x)) for x in (first, second)]
             if method == "simclr":
-                loss = criterion(*(heads.projector(trunk(x)) for x in (first, second)))
+                loss = contrast(*queries)
             elif method == "moco":
-                with torch.no_grad():
-                    keys = slow[1](slow[0](second))
-                loss = criterion(heads.projector(trunk(first)), keys)
+                loss = 0.5 * (contrast(queries[0], keys[1]) + contrast(queries[1], keys[0]))
             else:
-                guesses = [heads.predictor(heads.projector(trunk(x))) for x in (first, second)]
-                with torch.no_grad():
-                    targets = [slow[1](slow[0](x)) for x in (first, second)]
-                loss = 0.5 * (criterion(guesses[0], targets[1]) + criterion(guesses[1], targets[0]))
+                guesses, distance = [heads.predictor(q) for q in queries], NegativeCosineSimilarity()
+                loss = 0.5 * (distance(guesses[0], keys[1]) + distance(guesses[1], keys[0]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

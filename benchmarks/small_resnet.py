@@ -1,7 +1,8 @@
 """The network of ``methods.py``: a ResNet of three blocks for pictures of 32 pixels, known to timm by its name.
 
-He et al. 2016, section 4.2, with one block for each size and 16, 32 and 64 channels: 78,000 weights, small enough for
-minutes on a CPU.
+He et al. 2016, section 4.2, with one block for each size and 16, 32 and 64 channels, a first convolution that takes
+every second place, and a mean over each quarter of the picture instead of all of it: 78,000 weights and 256 features,
+small enough for minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """(B, 3, 32, 32) -> (B, 64)."""
+    """(B, 3, 32, 32) -> (B, 256)."""
 
     pretrained_cfg: ClassVar[dict[str, Any]] = {
         "input_size": (3, 32, 32),
@@ -45,13 +46,13 @@ class SmallResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(WIDTHS[0])
         sizes = zip((WIDTHS[0], *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
         self.blocks = nn.Sequential(*(Block(width, out, stride) for width, out, stride in sizes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.bn(self.stem(x)), inplace=True)).mean((2, 3))
+        return F.adaptive_avg_pool2d(self.blocks(F.relu(self.bn(self.stem(x)), inplace=True)), 2).flatten(1)
 
 
 @register_model

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from clipkit.errors import ClipkitError, did_you_mean
 
 Precision = Literal["auto", "float32", "bf16"]
-Family = Literal["simclr", "simclr-small", "moco", "byol"]
+Family = Literal["simclr", "simclr-small", "moco", "moco-small", "byol"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class DataConfig:
     belong together; a caption with another of the same sample (or, alone, with itself under other dropout); pictures
     with captions and two views of each picture as well; or users with the items that they chose."""
     views: Family = "simclr"
-    """How the two views are drawn: as in the SimCLR paper (simclr-small: its settings for CIFAR-10), as MoCo v2 or as
-    BYOL."""
+    """How the two views are drawn: as in the SimCLR paper (simclr-small: its settings for CIFAR-10), as MoCo v2
+    (moco-small: without its blur, for pictures as small) or as BYOL."""
     negatives: Literal["none", "column", "swap", "mined"] = "none"
     """Hard negatives, captions that are compared with every picture besides the batch's own: those in the samples'
     `negative` field, made by rule from the caption (a colour, number, side or word order exchanged), or other samples'

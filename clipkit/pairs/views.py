@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from clipkit.pairs.resize import PictureSpec, random_crop
 
-Family = Literal["simclr", "simclr-small", "moco", "byol"]
+Family = Literal["simclr", "simclr-small", "moco", "moco-small", "byol"]
 
 _SIGMA = (0.1, 2.0)  # pixels: the width of the blur in all of them
 
@@ -73,6 +73,8 @@ FAMILIES: dict[str, tuple[View, View]] = {
     "simclr-small": (replace(_SIMCLR, jitter=(0.4, 0.4, 0.4, 0.1), blur=0.0),) * 2,
     # Chen et al. 2020 (MoCo v2), section 3
     "moco": (View((0.2, 1.0)),) * 2,
+    # the same for small pictures, on which SimCLR's appendix B.9 leaves the blur out
+    "moco-small": (View((0.2, 1.0), blur=0.0),) * 2,
     # Grill et al. 2020, appendix B, table 6: the two views are drawn differently
     "byol": (_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
 }

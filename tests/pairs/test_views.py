@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,7 @@ def test_the_families_are_those_of_the_papers() -> None:
     assert moco[0] == moco[1] == View((0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, 0.0)
     assert (byol[0].blur, byol[0].solarize, byol[1].blur, byol[1].solarize) == (1.0, 0.0, 0.1, 0.2)
     assert byol[0].jitter == byol[1].jitter == (0.4, 0.4, 0.2, 0.1)
+    assert FAMILIES["moco-small"] == (replace(moco[0], blur=0.0),) * 2
     assert FAMILIES["simclr-small"][0].blur == 0 and FAMILIES["simclr-small"][0].jitter == (0.4, 0.4, 0.4, 0.1)
 
 
