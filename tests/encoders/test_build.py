@@ -191,6 +191,18 @@ def test_unknown_towers(bert: Path, tmp_path: Path) -> None:
     assert "notok" in message(build, pair_config(tmp_path / "notok"))
 
 
+def test_a_locked_tower_of_random_weights_is_told(
+    bert: Path, open_clip_config: Make, recwarn: pytest.WarningsRecorder
+) -> None:
+    build(pair_config(bert, lock_text=True))  # from its weights
+    build(pair_config(bert))
+    assert not [w for w in recwarn if "random weights" in str(w.message)]
+    with pytest.warns(UserWarning, match="lock-image .* without --no-image-pretrained"):
+        build(pair_config(bert, lock_image=True))
+    with pytest.warns(UserWarning, match="lock-text .* with --pretrained"):
+        build(ModelConfig(model=str(open_clip_config("vit")), lock_text=True))
+
+
 def test_a_temperature_must_be_positive(open_clip_config: Make) -> None:
     config = ModelConfig(model=str(open_clip_config("vit")))
     for wrong in (0.0, -1.0, float("nan")):
