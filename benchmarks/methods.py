@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/methods.py DATA
 
-DATA holds class folders below ``train`` and ``val``. Every run is a process of its own, of as many steps as clipkit
-does in --minutes; finished ones are in methods.json and are not run again. The labels are looked at afterwards only,
-but by supcon. lightly gets clipkit's network and initial weights, batch size, optimizer, schedule and number of steps,
-and brings its loader, its augmentations, its loss and its loop. What was learned is told by a linear probe, nearest
-neighbours, and fine-tuning with 1 % of the labels beside the same network from random weights.
+DATA holds class folders below ``train`` and ``val``. Every run is a process of its own, of as many steps as fit in
+--minutes; finished ones are in methods.json and are not run again. The labels are looked at afterwards only, but by
+supcon. lightly gets clipkit's network and initial weights, batch size, optimizer, schedule and time, and brings its
+loader, its augmentations, its loss and its loop. What was learned is told by a linear probe, nearest neighbours, and
+fine-tuning with 1 % of the labels beside the same network from random weights.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMON: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of CPU time, of a run of clipkit")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of CPU time, of a run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     given = parser.parse_args()
@@ -62,8 +62,7 @@ def main() -> None:
     for method, side, seed in wanted:
         name = f"{method}, {side}, {seed}"
         if name not in runs:
-            steps = runs.get(f"{method}, clipkit, {seed}", {}).get("steps")
-            found = in_process(__file__, {**base, "method": method, "side": side, "seed": seed, "steps": steps})
+            found = in_process(__file__, {**base, "method": method, "side": side, "seed": seed})
             if found is None:
                 print(f"{name}: failed")
                 continue
@@ -96,7 +95,7 @@ def print_table(runs: dict[str, dict[str, Any]]) -> None:
         print(f"| {kind} | {len(of_kind)} | {' | '.join(cells)} |")
 
 
-def one(method: str, side: str, seed: int, steps: int | None, data: str, minutes: float) -> dict[str, Any]:
+def one(method: str, side: str, seed: int, data: str, minutes: float) -> dict[str, Any]:
     """One run, and what its network then knows."""
     import small_resnet  # noqa: F401 - timm knows it by name afterwards
 
@@ -105,9 +104,10 @@ def one(method: str, side: str, seed: int, steps: int | None, data: str, minutes
         return {"steps": 0, "cpu_seconds": 0.0, **learned(lambda x: x.flatten(1), data)}
     if side == "random":
         return {"steps": 0, "cpu_seconds": 0.0, **learned(trunk_of(method, seed).eval(), data)}
-    steps = steps or steps_in(method, seed, data, 60 * minutes)
+    run = by_clipkit if side == "clipkit" else by_lightly
+    steps = steps_in(60 * minutes, lambda n: run(method, seed, n, data))
     start = time.process_time()
-    trunk = (by_clipkit if side == "clipkit" else by_lightly)(method, seed, steps, data)
+    trunk = run(method, seed, steps, data)
     spent = {"steps": steps, "cpu_seconds": time.process_time() - start}
     return {**spent, **learned(trunk.eval(), data), **with_few_labels(trunk, data)}
 
@@ -119,12 +119,12 @@ def config_of(method: str, seed: int, steps: int, data: str, output: str) -> Any
     return find_recipe(method).defaults.replace(**settings, train_data=f"{data}/train", output=output, overwrite=True)
 
 
-def steps_in(method: str, seed: int, data: str, seconds: float) -> int:
-    """Steps that clipkit does in so many CPU seconds: those after the first ten of a short run tell."""
+def steps_in(seconds: float, run: Callable[[int], Any]) -> int:
+    """Steps that ``run`` does in so many CPU seconds: those after the first ten of a short run tell."""
     times: dict[int, float] = {}
     for n in (10, 110):
         start = time.process_time()
-        by_clipkit(method, seed, n, data)
+        run(n)
         times[n] = time.process_time() - start
     return max(20, int(seconds / ((times[110] - times[10]) / 100)))
 
