@@ -120,13 +120,15 @@ def config_of(method: str, seed: int, steps: int, data: str, output: str) -> Any
 
 
 def steps_in(seconds: float, run: Callable[[int], Any]) -> int:
-    """Steps that ``run`` does in so many CPU seconds: those after the first ten of a short run tell."""
+    """Steps that ``run`` does in so many CPU seconds, its start and end included: two short runs tell."""
     times: dict[int, float] = {}
     for n in (10, 110):
         start = time.process_time()
         run(n)
         times[n] = time.process_time() - start
-    return max(20, int(seconds / ((times[110] - times[10]) / 100)))
+    each = (times[110] - times[10]) / 100
+    around = max(0.0, times[10] - 10 * each)
+    return max(20, int((seconds - around) / each))
 
 
 def by_clipkit(method: str, seed: int, steps: int, data: str) -> torch.nn.Module:
