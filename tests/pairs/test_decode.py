@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from photos import distance, encoded, photo
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -21,10 +21,6 @@ from torchvision.transforms.v2 import functional as F
 from clipkit.errors import ClipkitError
 from clipkit.pairs import decode_image
 from clipkit.pairs.decode import open_picture
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from photos import distance, encoded, photo
 
 
 def by_pil(data: bytes) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tests of clipkit.pairs.guard."""
+"""The guard: captions that say the same, and copies of a picture, on a disk and behind a URL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shard_server import serve
 
 from clipkit.pairs import ShardSet, open_shards
 from clipkit.pairs.guard import NONE, WIDTH, caption_group, caption_groups, picture_groups
-from tests.pairs.shard_server import serve
 
 Write = Callable[..., Path]
 

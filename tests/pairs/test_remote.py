@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shard_server import FAULTS, Server, serve
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
@@ -20,10 +20,6 @@ from clipkit.pairs.index import INDEX_SUFFIX, load_index
 from clipkit.pairs.mask import write_mask
 from clipkit.pairs.remote import Remote, UnreachableError, find_remote, is_remote
 from clipkit.pairs.stream import stream
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from shard_server import FAULTS, Server, serve
 
 Write = Callable[..., Path]
 SHARDS, EACH = 3, 150  # three chunks a shard, the last of them of 22 samples

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from photos import distance, encoded, photo
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from clipkit.pairs import PictureSpec, decode_image, fit, normalize, random_crop, reference_pixels
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from photos import distance, encoded, photo
 
 SPECS = [
     PictureSpec(size=64),
