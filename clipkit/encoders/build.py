@@ -60,7 +60,6 @@ def build(
             image_size=config.image_size,
         )
         fresh = True
-        untrained = {"image": not config.image_pretrained, "text": not config.text_pretrained}
     elif any(named.values()):
         raise ClipkitError(f"this recipe trains the {towers[0]} tower alone: pass --{towers[0]}-model, or --model")
     elif Path(config.model).is_dir():
@@ -69,17 +68,18 @@ def build(
     else:
         model = from_open_clip(config.model, config.pretrained, image_size=config.image_size)
         fresh = config.pretrained is None
-    if not any(named.values()):
-        untrained = dict.fromkeys(named, fresh)
     keep_towers(model, towers)
     if config.image_size and model.image is not None:
         _check_size(model, config.image_size)
     set_temperature(model, sigmoid, scale_init, fresh)
-    for name, lock in (("image", config.lock_image), ("text", config.lock_text)):
+    for name, lock, pretrained in (
+        ("image", config.lock_image, config.image_pretrained),
+        ("text", config.lock_text, config.text_pretrained),
+    ):
         if not lock:
             continue
         model.tower(name).lock()
-        if untrained[name]:
+        if fresh and not (named[name] and pretrained):
             weights = f"without --no-{name}-pretrained" if named[name] else "with --pretrained"
             warnings.warn(
                 f"--lock-{name} keeps a tower of random weights, in which nothing is learned: take one {weights}",

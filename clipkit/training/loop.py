@@ -105,7 +105,7 @@ class _Clock:
 
 @dataclass
 class Trainer:
-    """Everything that a run needs, made once; ``run`` does it.
+    """Everything that a run needs, made once; ``train`` does it.
 
     Args:
         config: the run's settings.
