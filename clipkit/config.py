@@ -111,6 +111,8 @@ class ModelConfig:
     """Hidden width of the projection head over which views are compared."""
     projector_dim: int = 128
     """Output of the projection head."""
+    projector_norm: bool = False
+    """End the projection head with a BatchNorm (SimSiam, MoCo v3). In short runs BYOL learns more with it."""
     predictor: int | None = None
     """Hidden width of the head that predicts the other view's projection (BYOL). Default: none."""
 

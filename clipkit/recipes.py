@@ -65,6 +65,7 @@ def encoders_from_config(config: Config) -> DualEncoder:
             optim.momentum_rising,
             optim.queue,
             optim.symmetric or optim.momentum is None,
+            config.model.projector_norm,
         )
         add_two_views(model, settings)
     if data.compare in ("views", "labels", "sentences") or by_distance or optim.loss == "cosine":

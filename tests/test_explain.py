@@ -224,6 +224,8 @@ def test_what_differs(explained: Any) -> None:
     assert re.search(r"^--momentum +not set +0.99$", said, flags=re.M)
     assert "the same: " in said and "projection head: 512 to 128" in said
     assert "--model" not in said and "--train-data" not in said
+    said = "\n".join(differences([explained("byol"), explained("byol", "--projector-norm")], 120))
+    assert re.search(r"^projection head +512 to 128 +512 to 128, normalised$", said, flags=re.M)
     one = "\n".join(differences([explained("clip"), explained("clip")], 120))
     assert one.splitlines()[1].split() == ["clip", "clip"] and len(one.splitlines()) > 2
 

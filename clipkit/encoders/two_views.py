@@ -32,6 +32,9 @@ class TwoViewsSettings:
         rising: let the share rise to 1 along a half cosine (BYOL) instead of keeping it (MoCo).
         queue: past keys that are negatives as well (MoCo); 0 for none.
         symmetric: both views are queries, each once; otherwise the first only.
+        normalised: end the projection head, too, with a BatchNorm, without gain and bias (Chen & He 2021, SimSiam,
+            section 4.4; MoCo v3). It takes out of the projections what all pictures share, which a predictor alone
+            needs many steps for.
     """
 
     hidden: int = 512
@@ -42,6 +45,7 @@ class TwoViewsSettings:
     rising: bool = False
     queue: int = 0
     symmetric: bool = True
+    normalised: bool = False
 
 
 class TwoViews(nn.Module):
@@ -61,7 +65,7 @@ class TwoViews(nn.Module):
         super().__init__()
         self.settings = settings
         self.width = width
-        self.projector = _mlp(width, settings.hidden, settings.out)
+        self.projector = _mlp(width, settings.hidden, settings.out, settings.normalised)
         self.predictor = _mlp(settings.out, settings.predictor, settings.out) if settings.predictor else None
         self.momentum: nn.ModuleList | None = None
         if settings.momentum is not None:
@@ -122,11 +126,12 @@ class TwoViews(nn.Module):
         self.queue_at.add_(len(keys)).remainder_(size)
 
 
-def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    """One hidden layer, normalised as in the papers by BatchNorm; the output's own bias would change nothing."""
-    return nn.Sequential(
-        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out)
-    )
+def _mlp(width: int, hidden: int, out: int, normalised: bool = False) -> nn.Sequential:
+    """One hidden layer, normalised as in the papers by BatchNorm, which makes a bias before it needless; and the output
+    if so wanted."""
+    layers = [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(hidden, out, bias=not normalised))
+    return nn.Sequential(*layers, *([nn.BatchNorm1d(out, affine=False)] if normalised else []))
 
 
 def unit_rows(features: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipkit.explain.table import BATCH, GUARDED, ITSELF, NEGATIVE, NO_ROLE, POSITIVE, Explained, Table
+
+if TYPE_CHECKING:
+    from clipkit.encoders import TwoViewsSettings
 
 _PLURAL = {
     "picture": "pictures", "view": "views", "target": "views through the momentum encoder", "caption": "captions",
@@ -145,9 +148,15 @@ def facts(explained: Explained) -> dict[str, str]:
         "temperature": _joined(_temperature(table) for table in tables),
         "momentum encoder": momentum,
         "queue": f"{config.optim.queue:,} keys" if config.optim.queue else "none",
-        "projection head": f"{heads.hidden} to {heads.out}" if heads else "none",
+        "projection head": _projector(heads),
         "predictor": f"hidden width {heads.predictor}" if heads and heads.predictor else "none",
     }
+
+
+def _projector(heads: TwoViewsSettings | None) -> str:
+    if heads is None:
+        return "none"
+    return f"{heads.hidden} to {heads.out}" + (", normalised" if heads.normalised else "")
 
 
 def _joined(parts: Any) -> str:

@@ -32,6 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "moco": {"queue": 10, "momentum": 0.9},
     "moco, both ways": {"queue": 20, "momentum": 0.9, "symmetric": True},
     "byol": {"momentum": 0.5, "predictor": 8},
+    "byol, normalised": {"momentum": 0.5, "predictor": 8, "projector_norm": True},
     "supcon": {},
     "triplet": {"compare": "labels", "mining": "all"},
     "margin": {"compare": "labels"},
