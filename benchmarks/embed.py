@@ -1,13 +1,14 @@
 """Building an index and a zero-shot head, beside open_clip with the same model, weights and inputs.
 
-    python benchmarks/embed.py FOLDER [--model ViT-B-32] [--pictures 64] [--classes 10] [--threads 1]
+    python benchmarks/embed.py FOLDER [--models ViT-B-32 small] [--pictures 64] [--classes 10] [--threads 2]
 
-FOLDER holds pictures. The model has random weights, which cost what trained ones cost. Beside ``Index.build`` stands
-the usual loop: PIL, open_clip's own preprocessing, batches of 32. Beside ``model.classifier`` stands
+FOLDER holds pictures. A model is one that open_clip knows, or clipkit's own ``small``; both sides read it from a folder
+in open_clip's format, with random weights, which cost what trained ones cost. Beside ``Index.build`` stands the usual
+loop: PIL, open_clip's own preprocessing, batches of 32. Beside ``model.classifier`` stands
 ``open_clip.build_zero_shot_classifier`` with the 80 templates that open_clip has for ImageNet, on the first classes of
 ImageNet whose prompts are the same by both (clipkit writes "an" before a vowel). Each runs in a process of its own;
-seconds are CPU seconds, so that other programs disturb little. ``tower_cpu_seconds`` is the image tower alone for as
-many pictures: no loop can be faster than that.
+pictures per second are of the clock and want an idle machine; CPU seconds are disturbed little by other programs.
+``tower`` is the image tower alone for as many pictures: on a CPU no loop can be faster than that.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def theirs(arguments: dict[str, Any]) -> Any:
     """open_clip's model with the weights, its preprocessing, and its tokenizer."""
     import open_clip
 
-    model, _, preprocess = open_clip.create_model_and_transforms(arguments["model"], pretrained=arguments["weights"])
-    return model.eval(), preprocess, open_clip.get_tokenizer(arguments["model"])
+    name = f"local-dir:{arguments['model']}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    return model.eval(), preprocess, open_clip.get_tokenizer(name)
 
 
 def one(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def pictures_clipkit(arguments: dict[str, Any]) -> Any:
     """``Index.build``."""
     import clipkit
 
-    model = clipkit.load(arguments["model"], arguments["weights"], device="cpu")
+    model = clipkit.load(arguments["model"], device="cpu")
     model.encode_image(np.zeros((64, 64, 3), dtype=np.uint8))
     return lambda: clipkit.Index.build(model, arguments["folder"]).embeddings
 
@@ -108,7 +110,7 @@ def head_clipkit(arguments: dict[str, Any]) -> Any:
     import clipkit
     from clipkit.evaluation import classifier_weights
 
-    model = clipkit.load(arguments["model"], arguments["weights"], device="cpu")
+    model = clipkit.load(arguments["model"], device="cpu")
     names, templates = names_and_templates(arguments["classes"])
     model.encode_text("a")
     return lambda: classifier_weights(model.encode_text, names, templates)
@@ -125,65 +127,87 @@ def head_open_clip(arguments: dict[str, Any]) -> Any:
     ).numpy().T  # fmt: skip
 
 
-def prepare(folder: Path, source: str, model: str, pictures: int) -> Path:
-    """Links to the first pictures of ``source`` in ``folder``/pictures, and weights; returns the weights' file."""
+def picture_links(folder: Path, source: str, n: int) -> Path:
+    """A folder of links to the first ``n`` pictures of ``source``."""
+    from clipkit.inputs import picture_paths
+
+    folder.mkdir()
+    for i, path in enumerate(picture_paths([source])[:n]):
+        (folder / f"{i:06d}{path.suffix.lower()}").symlink_to(path.resolve())
+    return folder
+
+
+def model_folder(folder: Path, name: str) -> Path:
+    """Config and random weights of ``name`` in open_clip's format."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    from clipkit.inputs import picture_paths
+    from clipkit.encoders.from_open_clip import CONFIGS
 
-    (folder / "pictures").mkdir()
-    for i, path in enumerate(picture_paths([source])[:pictures]):
-        (folder / "pictures" / f"{i:06d}{path.suffix.lower()}").symlink_to(path.resolve())
+    if name == "small":
+        open_clip.add_model_config(CONFIGS / f"{name}.json")
     torch.manual_seed(0)
-    made = open_clip.create_model(model)
-    save_file({k: v.contiguous() for k, v in made.state_dict().items()}, folder / "weights.safetensors")
-    return folder / "weights.safetensors"
+    model = open_clip.create_model(name)
+    folder.mkdir()
+    described = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": model.visual.preprocess_cfg}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def compared(name: str, folder: Path, pictures: Path, classes: int, threads: int) -> dict[str, Any]:
+    """Both sides' figures with the model ``name``, printed on the way."""
+    model = model_folder(folder / name, name)
+    figures: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    for what in ("pictures clipkit", "pictures open_clip", "tower", "head clipkit", "head open_clip"):
+        output = folder / f"{name} {what}.npy"
+        arguments = {"what": what, "model": str(model), "output": str(output), "folder": str(pictures),
+                     "classes": classes, "threads": threads}  # fmt: skip
+        got = in_process(__file__, arguments)
+        if got is None:
+            raise SystemExit(f"{what} failed")
+        figures[what] = got
+        made[what] = np.load(output) if output.exists() else None
+        print(f"{name:10} {what:20} {got['cpu_seconds']:8.1f} CPU s {got['wall_seconds']:8.1f} s", flush=True)
+    cosine = (made["pictures clipkit"] * made["pictures open_clip"]).sum(axis=1)
+    n = len(made["pictures clipkit"])
+    ratios = {
+        "pictures_per_second": n / figures["pictures clipkit"]["wall_seconds"],
+        "pictures_ratio": figures["pictures open_clip"]["wall_seconds"] / figures["pictures clipkit"]["wall_seconds"],
+        "pictures_cpu_ratio": figures["pictures open_clip"]["cpu_seconds"] / figures["pictures clipkit"]["cpu_seconds"],
+        "pictures_cosine_min": float(cosine.min()),
+        "head_ratio": figures["head open_clip"]["wall_seconds"] / figures["head clipkit"]["wall_seconds"],
+        "head_cpu_ratio": figures["head open_clip"]["cpu_seconds"] / figures["head clipkit"]["cpu_seconds"],
+        "head_difference": float(np.abs(made["head clipkit"] - made["head open_clip"]).max()),
+    }
+    for key, value in ratios.items():
+        print(f"{name:10} {key:24}{value:.5g}")
+    return figures | ratios
 
 
 def main() -> None:
     """Measure all, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?")
-    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--models", nargs="+", default=["ViT-B-32", "small"])
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(json.loads(options.one))))
         return
     pin_threads(options.threads)
-    figures: dict[str, Any] = {"model": options.model, "threads": options.threads, "pictures": options.pictures,
-                               "classes": options.classes, "templates": 80}  # fmt: skip
-    made: dict[str, Any] = {}
+    figures: dict[str, Any] = {"threads": options.threads, "pictures": options.pictures, "classes": options.classes,
+                               "templates": 80, "models": {}}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="clipkit-embed-") as temporary:
-        folder = Path(temporary)
-        weights = prepare(folder, options.folder, options.model, options.pictures)
-        for what in ("pictures clipkit", "pictures open_clip", "tower", "head clipkit", "head open_clip"):
-            output = folder / f"{what}.npy"
-            arguments = {"what": what, "model": options.model, "weights": str(weights), "output": str(output),
-                         "folder": str(folder / "pictures"), "classes": options.classes,
-                         "threads": options.threads}  # fmt: skip
-            got = in_process(__file__, arguments)
-            if got is None:
-                raise SystemExit(f"{what} failed")
-            figures[what] = got
-            made[what] = np.load(output) if output.exists() else None
-            print(f"{what:20} {got['cpu_seconds']:8.1f} CPU s {got['wall_seconds']:8.1f} s", flush=True)
-    cosine = (made["pictures clipkit"] * made["pictures open_clip"]).sum(axis=1)
-    figures |= {
-        "pictures_ratio": figures["pictures open_clip"]["cpu_seconds"] / figures["pictures clipkit"]["cpu_seconds"],
-        "pictures_cosine_min": float(cosine.min()),
-        "tower_cpu_seconds": figures["tower"]["cpu_seconds"],
-        "head_ratio": figures["head open_clip"]["cpu_seconds"] / figures["head clipkit"]["cpu_seconds"],
-        "head_difference": float(np.abs(made["head clipkit"] - made["head open_clip"]).max()),
-    }
-    for name in ("pictures_ratio", "pictures_cosine_min", "tower_cpu_seconds", "head_ratio", "head_difference"):
-        print(f"{name:24}{figures[name]:.5g}")
-    write("embed", figures)
+        pictures = picture_links(Path(temporary) / "pictures", options.folder, options.pictures)
+        for name in options.models:
+            figures["models"][name] = compared(name, Path(temporary), pictures, options.classes, options.threads)
+            write("embed", figures)
 
 
 if __name__ == "__main__":
