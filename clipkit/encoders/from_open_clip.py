@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +235,20 @@ def _tokenizer(text: dict[str, Any], folder: Path | None) -> Tokenizer:
     if folder is not None and (folder / "tokenizer_config.json").is_file():
         name = str(folder)
     if not name:
-        return Tokenizer(SimpleTokenizer(context_length=length, **options), length, 0, "open_clip")
+        simple = SimpleTokenizer(context_length=length, **options)
+        if options.get("clean", "lower") == "lower":
+            simple.clean_fn = partial(_clean_lower, otherwise=simple.clean_fn)
+        return Tokenizer(simple, length, 0, "open_clip")
     try:
         inner = HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClipkitError(f"tokenizer {name!r} could not be loaded: {first_line}") from None
     return Tokenizer(inner, length, int(inner.tokenizer.pad_token_id or 0), "open_clip")
+
+
+def _clean_lower(text: str, otherwise: Callable[[str], str]) -> str:
+    """``otherwise``, open_clip's own cleaning, in a tenth of the time for plain text, in which ftfy finds nothing."""
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.split()).lower()
+    return otherwise(text)

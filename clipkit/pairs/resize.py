@@ -61,14 +61,15 @@ def fit(image: Tensor, spec: PictureSpec) -> Tensor:
     height, width = image.shape[-2:]
     size = spec.size
     if spec.resize == "squash":
-        return _resize(image, size, size, spec)
+        return _planar(_resize(image, size, size, spec))
     new_height, new_width = _fitted(height, width, spec)
     if max(new_height, new_width) > _THIN * size:
         # A strip: all but its middle is cut away below, so cut before it is blown up to gigabytes.
         long = min(max(height, width), _THIN * min(height, width))
         image = F.center_crop(image, [min(height, long), min(width, long)])
         new_height, new_width = _fitted(image.shape[-2], image.shape[-1], spec)
-    return F.center_crop(_pad(_resize(image, new_height, new_width, spec), size, spec.fill), [size, size])
+    resized = _resize(image, new_height, new_width, spec)
+    return _planar(F.center_crop(_pad(resized, size, spec.fill), [size, size]))
 
 
 def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float, float]) -> Tensor:
@@ -86,7 +87,7 @@ def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float,
             top = int(down * (height - crop_height + 1))
             left = int(across * (width - crop_width + 1))
             view = image[:, top : top + crop_height, left : left + crop_width]
-            return _resize(view, spec.size, spec.size, spec)
+            return _planar(_resize(view, spec.size, spec.size, spec))
     return fit(image, spec)
 
 
@@ -139,10 +140,16 @@ def _resize(image: Tensor, height: int, width: int, spec: PictureSpec) -> Tensor
     if image.shape[-2:] == (height, width):
         return image
     if spec.interpolation == "bicubic":
-        # What torchvision's resize comes to for bytes, without its detours: a third of the time for a crop.
-        dense = image[None].contiguous(memory_format=torch.channels_last)
+        # What torchvision's resize comes to for bytes, without its detours: a third of the time for a crop. torch knows
+        # pixels whose channels lie side by side by their strides, and by that of the only picture of a batch as well.
+        dense = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
         return interpolate(dense, size=[height, width], mode="bicubic", antialias=True, align_corners=False)[0]
     return F.resize(image, [height, width], interpolation=F.InterpolationMode.BILINEAR, antialias=True)
+
+
+def _planar(view: Tensor) -> Tensor:
+    """The same pixels, one channel behind the other in memory, by numpy, which moves bytes faster than torch does."""
+    return view if view.is_contiguous() else torch.from_numpy(np.ascontiguousarray(view.numpy()))
 
 
 def _pad(image: Tensor, size: int, fill: int) -> Tensor:

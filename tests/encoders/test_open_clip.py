@@ -97,6 +97,26 @@ def test_tokens_are_open_clips_cut_where_it_is_exact(kind: str, pair: Any, capti
     assert model.tokenizer([]).shape[0] == 0
 
 
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_any_text_becomes_open_clips_tokens(clean: str, tmp_path: Path, open_clip_config: Config) -> None:
+    """Plain text takes a way of its own; every sign of ASCII, alone and among letters, and what ftfy mends."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    config = json.loads(open_clip_config("vit").read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {"clean": clean}
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(config))
+    model = build(ModelConfig(model=str(path)))
+    draw = np.random.default_rng(0)
+    texts = [chr(n) for n in range(256)] + [f"A {chr(n)} Cat{chr(n)}s &{chr(n)}; B" for n in range(256)]
+    texts += ["".join(map(chr, draw.integers(32, 127, 30))) for _ in range(300)]
+    texts += ["caf\u00c3\u00a9", "\ufb01sh \u201cquoted\u201d", "&amp;amp; co", "&lt;b&gt; <i>", " two\tspaces  \n"]
+    length = model.tokenizer.context_length
+    wanted = SimpleTokenizer(context_length=length, clean=clean)(texts)
+    found = model.tokenizer(texts)
+    assert torch.equal(found, wanted[:, : found.shape[1]]) and not wanted[:, found.shape[1] :].any()
+
+
 def test_cutting_is_refused_to_a_tower_that_reads_its_padding(pair: Any) -> None:
     for kind in KINDS:
         _, model, _ = pair(kind)

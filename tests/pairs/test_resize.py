@@ -92,6 +92,8 @@ def test_the_resize_is_torchvisions(size: tuple[int, int]) -> None:
     bicubic = F.InterpolationMode.BICUBIC
     for part in (image, image.contiguous(), image[:, 3:-2, 1:-5]):
         assert torch.equal(fit(part, spec), F.resize(part, [64, 64], interpolation=bicubic, antialias=True))
+        for view in (fit(part, spec), fit(part, PictureSpec(size=64)), random_crop(part, spec, 1, (0.5, 1.0))):
+            assert view.is_contiguous(), "channel after channel, as a batch is stored"
 
 
 @pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
