@@ -88,6 +88,9 @@ def prepare(
         raise ClipkitError(f"--processes {processes}: expected at least 1")
     if filters is not None and filters.languages:
         language.require()
+    for name in (source, *copies.decontaminate):
+        if Path(out).resolve() in (where := Path(name).resolve(), *where.parents):
+            raise ClipkitError(f"{name} lies in {out}, which would be replaced; choose another folder for the shards")
     if str(source) == STARTER:
         from data_prep.openmoji import prepare_openmoji
 

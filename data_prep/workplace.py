@@ -23,8 +23,17 @@ _PATIENCE = 2.0  # seconds that another preparation is waited for
 
 
 def is_whole(out: str | Path) -> bool:
-    """Whether the data set at ``out`` was finished."""
-    return (Path(out) / "dataset.json").is_file()
+    """Whether a data set of ours at ``out`` was finished."""
+    return _published(Path(out)) is not None
+
+
+def _published(out: Path) -> dict[str, Any] | None:
+    """What the data set's ``dataset.json`` says; None without one of ours (others use that name as well)."""
+    try:
+        said = json.loads((out / "dataset.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) and {"inputs", "splits"} <= said.keys() else None
 
 
 class Workplace:
@@ -53,26 +62,20 @@ class Workplace:
         self.lock: IO[bytes] | None = None
         if out.exists() and not out.is_dir():
             raise ClipkitError(f"{out}: a file of that name exists; choose another folder")
-        if is_whole(out) and not overwrite:
-            self.dataset = self._same_dataset()
-            self.mending = self.work.is_dir()
+        there, same_plan = _published(out), self._planned() == inputs
+        if there is not None and not overwrite:
+            if there["inputs"] != inputs:
+                raise ClipkitError(
+                    f"{out} holds a data set already, of another source or made in another way; choose another "
+                    f"folder, or pass --overwrite"
+                )
+            self.dataset, self.mending = there, same_plan
             if not self.mending:
                 return
-        elif out.is_dir() and any(out.iterdir()) and not is_whole(out) and not self.work.is_dir():
+        elif out.is_dir() and any(out.iterdir()) and there is None and not self.work.is_dir():
             raise ClipkitError(f"{out} is not empty and holds no data set of ours; choose another folder")
-        self._claim(keep=self.mending or (not is_whole(out) and self._planned() == inputs))
-
-    def _same_dataset(self) -> dict[str, Any]:
-        try:
-            dataset: dict[str, Any] = json.loads((self.out / "dataset.json").read_bytes())
-        except ValueError:
-            dataset = {}
-        if dataset.get("inputs") != self._inputs:
-            raise ClipkitError(
-                f"{self.out} holds a data set already, of another source or made in another way; choose another "
-                f"folder, or pass --overwrite"
-            )
-        return dataset
+        again = there is not None and overwrite and there["inputs"] == inputs  # all of it, from the start
+        self._claim(keep=same_plan and not again)
 
     def _planned(self) -> str | None:
         try:
@@ -92,19 +95,22 @@ class Workplace:
         if not self._is_ours():
             self.lock.close()
             raise ClipkitError(f"{self.out}: another preparation ended there just now; run the same command again")
-        (self.out / "dataset.json").unlink(missing_ok=True)
-        self.shards.mkdir(exist_ok=True)
-        for split in SPLITS:
-            if keep and (self.out / split).is_dir():  # published before, or half published: back to work
-                shutil.rmtree(self.shards / split, ignore_errors=True)
-                os.replace(self.out / split, self.shards / split)
-            shutil.rmtree(self.out / split, ignore_errors=True)
-        for name in ("skipped.jsonl", *CARD):
-            (self.out / name).unlink(missing_ok=True)
+        self._replaces_filters = not keep
         if not keep:
-            (self.out / FILTERS).unlink(missing_ok=True)
             for folder in (self.staged, self.shards, self.evaluation, self.receipts):
                 shutil.rmtree(folder, ignore_errors=True)
+        self.shards.mkdir(exist_ok=True)
+        for split in SPLITS:
+            public, own = self.out / split, self.shards / split
+            if is_whole(self.out):  # it stays as it is until another one is there to take its place
+                if self.mending and public.is_dir():
+                    shutil.rmtree(own, ignore_errors=True)
+                    shutil.copytree(public, own, copy_function=_link)
+            elif keep and public.is_dir():  # half published: back to work
+                shutil.rmtree(own, ignore_errors=True)
+                os.replace(public, own)
+            else:
+                shutil.rmtree(public, ignore_errors=True)
         for folder in (self.staged, self.shards, self.evaluation, self.receipts):
             folder.mkdir(exist_ok=True)
         for unfinished in self.work.rglob(".*.tmp"):
@@ -132,7 +138,13 @@ class Workplace:
                     file.unlink()
 
     def publish(self, dataset: dict[str, Any], skipped: Sequence[Skipped], keep_work: bool) -> None:
-        """Move the finished shards into place; ``dataset.json`` comes last."""
+        """Move the finished shards into the place of what was there; ``dataset.json`` comes last."""
+        if self._replaces_filters:
+            (self.out / FILTERS).unlink(missing_ok=True)
+        for name in ("dataset.json", "skipped.jsonl", *CARD):  # from here on, only ``.work`` knows what is to be made
+            (self.out / name).unlink(missing_ok=True)
+        for split in SPLITS:
+            shutil.rmtree(self.out / split, ignore_errors=True)
         if skipped:
             with atomic_write(self.out / "skipped.jsonl") as file:
                 for entry in skipped:
@@ -161,6 +173,14 @@ class Workplace:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, which is replaced and never written into; a copy where there are no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _locked(file: IO[bytes]) -> bool:

@@ -14,6 +14,7 @@ from data_prep_helpers import captions, content, pictures, samples
 from clipkit.errors import ClipkitError
 from data_prep import cached_shards, is_whole, prepare
 from data_prep.__main__ import main
+from data_prep.prepare import CopyOptions
 
 
 def table(folder: Path, n: int = 6) -> Path:
@@ -33,6 +34,18 @@ def test_prepare_picks_the_source(tmp_path: Path) -> None:
         prepare("openmojis", tmp_path / "d")
     with pytest.raises(ClipkitError, match=r"nowhere.*no such file"):
         prepare(tmp_path / "nowhere", tmp_path / "d")
+
+
+def test_a_source_inside_what_would_be_replaced_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    prepare(table(mine), mine / "shards")  # the other way round is usual
+    before = content(mine / "shards")
+    for source in (mine / "shards", mine / "shards" / "train", mine / "shards" / "train" / "000000.tar"):
+        with pytest.raises(ClipkitError, match=r"lies in .*choose another folder"):
+            prepare(source, mine / "shards", overwrite=True)
+    with pytest.raises(ClipkitError, match="lies in"):
+        prepare(mine / "captions.csv", mine / "shards", copies=CopyOptions(decontaminate=(str(mine / "shards"),)))
+    assert content(mine / "shards") == before
 
 
 def test_skipped_rows_reach_the_list(tmp_path: Path) -> None:
@@ -90,7 +103,7 @@ def test_cache_of_a_bad_source_is_not_kept(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "cache" / "shards").iterdir() if p.is_dir()]
 
 
-ASK = "import sys; from data_prep import cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
+ASK = "import sys; from data_prep import CopyOptions, cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
 
 
 def test_several_processes_may_ask_at_once(tmp_path: Path) -> None:

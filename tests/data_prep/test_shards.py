@@ -200,6 +200,45 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "train").glob("*.tar"))) == 1
 
 
+def test_a_dataset_json_of_another_program_is_no_data_set_of_ours(tmp_path: Path) -> None:
+    """StyleGAN and nnU-Net call a file of theirs so."""
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "a.jpg").write_bytes(b"precious")
+    for theirs in ('{"labels": [["a.jpg", 3]]}', "[1, 2]", "no json", "[" * 100_000):
+        (tmp_path / "mine" / "dataset.json").write_text(theirs)
+        for overwrite in (False, True):
+            with pytest.raises(ClipkitError, match="holds no data set of ours"):
+                write_shards(records(1), tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "train" / "a.jpg").read_bytes() == b"precious"
+
+
+def test_what_is_to_be_replaced_stays_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_shards(records(4), out, samples_per_shard=2)
+    before = content(out)
+    with pytest.raises(ClipkitError, match="not one good picture"):
+        write_shards([Record("a", b"no picture", ("c",))], out, overwrite=True)
+    assert content(out) == before and is_whole(out)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.shards.write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(records(3), out, samples_per_shard=2, overwrite=True)
+    kept = {name: data for name, data in content(out).items() if not name.startswith(".work")}
+    assert kept == before and is_whole(out), "the old one, with the work on the new one beside it"
+    assert write_shards(records(4), out, samples_per_shard=2).reused, "the old command still finds it"
+    with pytest.raises(ClipkitError, match=r"holds a data set already.*--overwrite"):
+        write_shards(records(3), out, samples_per_shard=2)
+    write_shards(records(3), out, samples_per_shard=2, overwrite=True)
+    write_shards(records(3), tmp_path / "fresh", samples_per_shard=2)
+    assert content(out) == content(tmp_path / "fresh")
+
+
 KILLED = """
 import sys, time
 sys.path[:0] = {path!r}
@@ -273,7 +312,7 @@ def test_a_second_preparation_is_refused_and_one_that_came_too_late_touches_noth
 
     def ends_while_it_is_waited_for(file: IO[bytes]) -> bool:
         shutil.rmtree(tmp_path / "out" / ".work")
-        (tmp_path / "out" / "dataset.json").write_text("{}")
+        (tmp_path / "out" / "dataset.json").write_text('{"inputs": "", "splits": {}}')
         return True
 
     monkeypatch.setattr("data_prep.workplace._locked", ends_while_it_is_waited_for)
