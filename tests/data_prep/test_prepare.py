@@ -103,7 +103,7 @@ def test_cache_of_a_bad_source_is_not_kept(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "cache" / "shards").iterdir() if p.is_dir()]
 
 
-ASK = "import sys; from data_prep import CopyOptions, cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
+ASK = "import sys; from data_prep import cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
 
 
 def test_several_processes_may_ask_at_once(tmp_path: Path) -> None:
