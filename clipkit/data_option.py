@@ -38,6 +38,8 @@ def pairs_from_config(config: Config) -> Pairs:
             "no --train-data: give a folder of WebDataset shards, or a CSV, TSV, JSONL or parquet table of picture "
             "paths and captions"
         )
+    if config.data.compare == "interactions":
+        raise ClipkitError("--compare interactions reads a table of users and items: pass --recipe two_tower")
     from clipkit.pairs import join_shards, open_shards
 
     opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
@@ -87,7 +89,7 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
     if config.data.compare == "sentences" and Path(path).suffix.lower() in SENTENCES:
         from clipkit.row_tables import open_sentences
 
-        return open_sentences(path, config.data.separator, config.data.encoding), None
+        return open_sentences(path, config.data.separator, config.data.encoding, config.data.caption_column), None
     from clipkit.pairs import PipeSet, is_pipe, is_remote, open_shards
 
     if is_remote(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from clipkit.config import Config
+from clipkit.errors import ClipkitError
 from clipkit.inputs import as_templates, check_output
 from clipkit.model_option import DEFAULT_RUN, ModelOption
 
@@ -78,6 +80,7 @@ class Evaluate:
         from clipkit.measure import measure
 
         check_output(self.output)
+        self._check_fine_tune()
         model = ModelOption(self.model_name, self.pretrained, self.device, self.precision).load()
         config = Config().replace(image_column=self.image_column, caption_column=self.caption_column)
         templates = as_templates(self.templates)
@@ -96,6 +99,21 @@ class Evaluate:
         if self.output:
             Path(self.output).write_text(json.dumps(measured, indent=2, ensure_ascii=False), encoding="utf-8")
             print(f"figures: {self.output}")
+
+    def _check_fine_tune(self) -> None:
+        tune = self.fine_tune
+        for flag, value, least in (
+            ("seeds", tune.seeds, 1),
+            ("min-steps", tune.min_steps, 0),
+            ("batch-size", tune.batch_size, 1),
+        ):
+            if value < least:
+                raise ClipkitError(f"--{flag} is {value}; it must be at least {least}")
+        for flag, values in (("fractions", tune.fractions), ("epochs", (tune.epochs,)), ("lr", tune.lr)):
+            if not values or not all(0 < value < math.inf for value in values):
+                raise ClipkitError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}; it must be above 0")
+        if max(tune.fractions) > 1:
+            raise ClipkitError(f"--fractions has {max(tune.fractions)}; a fraction of the labels is at most 1")
 
     def _beside(self, name: str) -> Path:
         """Where the curve goes, without its ending: with the other figures, else into the run, else here."""

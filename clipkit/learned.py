@@ -138,7 +138,11 @@ def _splits(
 ) -> tuple[Labelled, Labelled]:
     """Labelled pictures to train and to test with: the data's own splits, or four fifths and one fifth by class."""
     spec = model.model.picture
-    model.model.tower("image")  # a model of texts alone says so before anything is read
+    model.model.picture_tower()  # a model without one says so before anything is read
+    if split == "train":
+        raise ClipkitError(
+            "--split train: the test has to be of other pictures than what is learned from; leave it out"
+        )
     shards, folder = open_data(data, config, "train")
     say_left_out(folder, console)
     names = [split] if split else ["test", "val"]

@@ -24,10 +24,11 @@ from clipkit.evaluation import (
     zero_shot,
 )
 from clipkit.evaluation.encoding import EncodedPairs, encode_captions, encode_pairs
-from clipkit.evaluation.split import by_neighbours, split_labels
+from clipkit.evaluation.split import by_neighbours, evaluate_split, split_labels
 from clipkit.inference import Aligner
 from clipkit.pairs import ShardSet, open_shards
 from clipkit.recipes import find_recipe
+from clipkit.results import other_figures
 from clipkit.run_file import load_config
 from clipkit.training.checkpoint import FOLDER
 from clipkit.training.console import Console
@@ -54,8 +55,14 @@ def measure(
     Raises:
         ClipkitError: no data, no such split, or nothing in it to measure.
     """
+    if model.model.of_interactions and data is not None:
+        raise ClipkitError("a model of users and items is measured on its run's own interactions: leave --data out")
     shards = _shards(model, data, split, config, console)
     reader = plain_reader(model.model, shards, config)
+    if model.model.of_interactions:
+        recommended = evaluate_split(model.model, reader)
+        console.say("\n".join(other_figures(recommended, {}, shards.name)))
+        return {"model": model.name, "data": shards.name, **recommended.to_dict()}
     start = before_training(model)
     if start is not None:  # its picture tower is the same: one pass for both, kept for the next time
         reader = replace(reader, picture=lock_images(model.model, shards, console.progress))
@@ -163,7 +170,8 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config,
         held_out = find_recipe(own.recipe).pairs(own).held_out
         name = split or next((n for n in ("test", "val") if n in held_out), "test")
         if name not in held_out:
-            raise ClipkitError(f"the run has no {name} split (it has {', '.join(held_out) or 'none'}); pass --data")
+            ask = "--data" if model.model.image is not None else "--data, or --sts with a file of scored sentence pairs"
+            raise ClipkitError(f"the run has no {name} split (it has {', '.join(held_out) or 'none'}); pass {ask}")
         return held_out[name]
     for name in [split] if split else ["test", "val"]:
         folder = Path(data) / name

@@ -144,6 +144,9 @@ def _starter_towers(config: Config) -> DualEncoder:
 def _interaction_pairs(config: Config) -> Pairs:
     from clipkit.row_tables import open_interactions
 
+    if config.data.compare != "interactions" or config.data.val_data is not None:
+        what = f"--compare {config.data.compare}" if config.data.val_data is None else "--val-data"
+        raise ClipkitError(f"{what} does not go with --recipe two_tower, which holds out each user's last items itself")
     splits = open_interactions(config.data)
     return Pairs(splits.pop("train"), dict(splits))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +27,13 @@ ITEM = ("item", "item_id", "itemid", "product", "product_id", "article_id", "mov
 TIME = ("timestamp", "time", "date", "datetime", "unixtime")
 
 
-def open_sentences(path: str | Path, separator: str | None = None, encoding: str | None = None) -> RowSet:
+def open_sentences(
+    path: str | Path, separator: str | None = None, encoding: str | None = None, column: str | None = None
+) -> RowSet:
     """Sentences to train on: a text file with one a line, or a table.
 
-    A table (CSV, TSV, JSONL, parquet) has a column of sentences, perhaps one of their paraphrases, perhaps one of
-    sentences that are near and mean something else; known names are in ``FIRST``, ``SECOND`` and ``NEGATIVE``.
+    A table (CSV, TSV, JSONL, parquet) has a column of sentences (``column``), perhaps one of their paraphrases, perhaps
+    one of sentences that are near and mean something else; known names are in ``FIRST``, ``SECOND`` and ``NEGATIVE``.
 
     Raises:
         ClipkitError: no such file, no sentence in it, or no column of a known name.
@@ -40,11 +44,14 @@ def open_sentences(path: str | Path, separator: str | None = None, encoding: str
     if path.suffix.lower() == ".txt":
         return _checked(path, [(clean_caption(line),) for line in _lines(path, encoding) if line.strip()], None)
     columns, rows = _table(path, separator, encoding)
+    if column is not None and column not in columns:
+        raise ClipkitError(f"{path}: --caption-column {column}: no such column; there are {', '.join(columns)}")
     first, second, negative = (_known(columns, names) for names in (FIRST, SECOND, NEGATIVE))
+    first = column or first
     if first is None:
         raise ClipkitError(
-            f"{path}: no column of sentences among {', '.join(columns) or 'none'}; name it {' or '.join(FIRST[:3])}, "
-            f"and that of its paraphrase {SECOND[0]} or {SECOND[1]}"
+            f"{path}: no column of sentences among {', '.join(columns) or 'none'}; pass --caption-column, or name it "
+            f"{' or '.join(FIRST[:3])}, and that of its paraphrase {SECOND[0]} or {SECOND[1]}"
         )
     captions: list[tuple[str, ...]] = []
     records: list[dict[str, Any]] = []
@@ -80,16 +87,19 @@ def _interactions(data: DataConfig, stamp: tuple[Any, ...]) -> dict[str, Interac
     time = data.time_column or _known(columns, TIME)
     if time is not None and time not in columns:
         raise ClipkitError(f"{path}: --time-column {time}: no such column; there are {', '.join(columns)}")
-    pairs = [(str(r[user]), str(r[item]), r.get(time) if time else None) for r in rows if r.get(user) and r.get(item)]
+    named = [(_id(r.get(user)), _id(r.get(item)), r.get(time) if time else None) for r in rows]
+    pairs = [(name, thing, moment) for name, thing, moment in named if name is not None and thing is not None]
     if not pairs:
         raise ClipkitError(f"{path}: not one row with both a {user} and an {item}")
+    if len(pairs) < len(named):
+        warnings.warn(f"{path}: {len(named) - len(pairs):,} rows without {user} or {item} are left out", stacklevel=2)
     if time is not None:
-        pairs.sort(key=lambda pair: _moment(path, time, pair[2]))
+        pairs.sort(key=lambda pair: _moment(f"{path}: {time} of {user} {pair[0]} and {item} {pair[1]}", pair[2]))
     users, items = (
-        _code_table(list(dict.fromkeys(names)), file, key, data)
-        for names, file, key in (
-            ([name for name, _, _ in pairs], data.user_features, user),
-            ([thing for _, thing, _ in pairs], data.item_features, item),
+        _code_table(list(dict.fromkeys(names)), file, key, data, flag)
+        for names, file, key, flag in (
+            ([name for name, _, _ in pairs], data.user_features, user, "--user-features"),
+            ([thing for _, thing, _ in pairs], data.item_features, item, "--item-features"),
         )
     )
     row_of_user, row_of_item = ({name: row for row, name in enumerate(table.names)} for table in (users, items))
@@ -102,11 +112,14 @@ def _interactions(data: DataConfig, stamp: tuple[Any, ...]) -> dict[str, Interac
     arrays["train"] = np.array(list(dict.fromkeys(map(tuple, rows_R.tolist()))))
     counts = np.bincount(arrays["train"][:, 1], minlength=len(items.names))
     seen = _seen(arrays["train"], len(users.names))
+    before_test = _seen(np.concatenate([arrays["train"], arrays["val"]]), len(users.names))
     share = np.maximum(counts, 1) / counts.sum()
     return {
-        name: InteractionSet(f"{path} {name}", users, items, found[:, 0], found[:, 1], seen, share)
-        for name, found in arrays.items()
-        if len(found)
+        name: InteractionSet(
+            f"{path} {name}", users, items, rows[:, 0], rows[:, 1], before_test if name == "test" else seen, share
+        )
+        for name, rows in arrays.items()
+        if len(rows)
     }
 
 
@@ -120,7 +133,15 @@ def plain_table(table: CodeTable) -> dict[str, Any]:
     }
 
 
-def _code_table(names: list[str], features: str | None, key: str, data: DataConfig) -> CodeTable:
+def _id(value: Any) -> str | None:
+    """The name that a user or an item goes by, None if there is none: 7 and 7.0 are the same, as a column of whole
+    numbers with a gap is read as floating."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _code_table(names: list[str], features: str | None, key: str, data: DataConfig, flag: str) -> CodeTable:
     """A table of ``names``, with the columns of the file of features."""
     columns: list[str] = []
     known: dict[str, dict[str, Any]] = {}
@@ -128,9 +149,13 @@ def _code_table(names: list[str], features: str | None, key: str, data: DataConf
         path = Path(features)
         found, rows = _table(path, data.separator, data.encoding)
         if key not in found:
-            raise ClipkitError(f"{path}: no column {key!r} to join on; there are {', '.join(found) or 'none'}")
+            others = ", ".join(found) or "none"
+            raise ClipkitError(f"{flag} {path}: no column {key!r} to join on; there are {others}")
         columns = [column for column in found if column != key]
-        known = {str(row[key]): row for row in rows if row.get(key) is not None}
+        known = {own: row for row in rows if (own := _id(row.get(key))) is not None}
+        if not known.keys() & set(names):
+            first = next(iter(known), None)
+            raise ClipkitError(f"{flag} {path}: its {key} are none of the data's, as {first!r} is not {names[0]!r}")
     values, codes = [tuple(names)], [np.arange(1, len(names) + 1)]
     for column in columns:
         cells = ["" if (v := known.get(name, {}).get(column)) is None else str(v) for name in names]
@@ -157,21 +182,25 @@ def _column(path: Path, columns: list[str], given: str | None, known: tuple[str,
     return found
 
 
-def _moment(path: Path, column: str, value: Any) -> float:
+def _moment(where: str, value: Any) -> float:
     """A number that orders times: of numbers, dates, and what ISO 8601 writes."""
-    from datetime import datetime
+    from datetime import date, datetime
 
     try:
-        if isinstance(value, datetime):
-            return value.timestamp()
+        if isinstance(value, date):
+            value = value.isoformat()
         try:
-            return float(value)
+            moment = float(value)
         except ValueError:
-            return datetime.fromisoformat(str(value)).timestamp()
-    except (ValueError, TypeError):
+            moment = datetime.fromisoformat(str(value)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        moment = math.nan
+    if not math.isfinite(moment):
         raise ClipkitError(
-            f"{path}: {column} holds {value!r}; expected numbers or dates as 2024-05-31 12:00:00"
-        ) from None
+            f"{where} is {value!r}; expected a number or a date as 2024-05-31 12:00:00: mend or delete the row, or "
+            f"name another --time-column"
+        )
+    return moment
 
 
 def _stamp(*files: str | None) -> tuple[Any, ...]:
@@ -191,7 +220,7 @@ def _table(path: Path, separator: str | None, encoding: str | None) -> tuple[lis
     from data_prep.table_rows import table_rows
 
     if not path.is_file():
-        raise ClipkitError(f"{path}: no such file")
+        raise ClipkitError(f"{path}: no such file; give one table (CSV, TSV, JSONL or parquet)")
     columns, rows = table_rows(path, separator, encoding, (*FIRST, *SECOND, *USER, *ITEM))
     return columns, [row for row in rows if not isinstance(row, Skipped)]
 

@@ -39,6 +39,13 @@ def check_settings(config: Config) -> None:
         raise ClipkitError(f"--momentum is {flat['momentum']}; it must be from 0 to 1")
     if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
         raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
+    if flat["momentum"] is not None:
+        loss = config.optim.loss
+        if flat["compare"] != "views" or loss in ("margin", "triplet"):
+            what = f"--objective {loss}" if flat["compare"] == "views" else f"--compare {flat['compare']}"
+            raise ClipkitError(f"--momentum makes keys of second views, which {what} does not look at: leave it out")
+        if loss != "cosine" and not flat["queue"]:
+            raise ClipkitError("--queue is 0, so a view has no negatives: pass --queue 4096, or --recipe simclr")
     if not 0 <= flat["debias"] < 1:
         raise ClipkitError(f"--debias is {flat['debias']}; it must be from 0 to below 1")
     if not 0 < flat["gamma"] <= 1:
@@ -47,8 +54,12 @@ def check_settings(config: Config) -> None:
         raise ClipkitError("--gamma-falling is of what --objective global remembers: pass that too")
     if not 0 <= flat["mining_margin"] <= 2:
         raise ClipkitError(f"--mining-margin is {flat['mining_margin']}; it is a difference of cosines, from 0 to 2")
-    if flat["negatives"] == "mined" and flat["compare"] not in ("pairs", "sentences", "pairs+views"):
-        raise ClipkitError("--negatives mined finds texts: it goes with --compare pairs, sentences or pairs+views")
+    if flat["negatives"] != "none" and flat["compare"] not in ("pairs", "sentences", "pairs+views"):
+        raise ClipkitError(
+            f"--negatives {flat['negatives']} finds texts: it goes with --compare pairs, sentences or pairs+views"
+        )
+    if flat["captions"] == "all" and flat["compare"] not in ("pairs", "pairs+views"):
+        raise ClipkitError("--captions all is of pictures with captions: it goes with --compare pairs or pairs+views")
     if flat["objective"] == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
         raise ClipkitError("--objective global remembers samples: it goes with --compare pairs and --negatives none")
     low, high = flat["crop_scale"]

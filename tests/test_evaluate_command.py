@@ -126,7 +126,10 @@ def test_sentence_pairs(cli: Cli, run: Path, tmp_path: Path) -> None:
         ("--probe gone", "gone"),
         ("--probe TABLE", "has no label"),
         ("--label-efficiency PHOTOS --fractions 2", "fraction"),
-        ("--label-efficiency PHOTOS --lr 0", "learning rate"),
+        ("--label-efficiency PHOTOS --lr 0", "--lr is 0.0; it must be above 0"),
+        ("--label-efficiency PHOTOS --seeds 0", "--seeds is 0"),
+        ("--label-efficiency PHOTOS --epochs nan", "--epochs is nan"),
+        ("--probe PHOTOS --split train", "--split train"),
         ("--probe PHOTOS --split test", "no split called test"),
     ],
 )

@@ -149,7 +149,9 @@ def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_pa
         assert any(r["kind"] == "health" for r in records(run)), "the space is looked at"
 
 
-def test_two_tower_learns_tastes_and_beats_popularity(interactions: Path, tmp_path: Path) -> None:
+def test_two_tower_learns_tastes_and_beats_popularity(
+    interactions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = clipkit.train(
         "two_tower", train_data=str(interactions), embed_dim=16, batch_size=64, epochs=12, lr=1e-2,
         output=str(tmp_path / "run"),
@@ -158,6 +160,17 @@ def test_two_tower_learns_tastes_and_beats_popularity(interactions: Path, tmp_pa
     assert found["recommendation"]["n_users"] == 80 and found["recommendation"]["n_items"] == 40
     mine, popular = (found[name]["recall"]["10"]["value"] for name in ("recommendation", "popularity"))
     assert mine > 0.6 > popular, "ten items of the right taste, of which seven are known"
+    from clipkit.cli import main
+
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["recommendation"] == {k: v for k, v in found["recommendation"].items() if k != "baseline"}
+    assert "the last item of 80 users among 40 items" in capsys.readouterr().out
+    for wrong in (["--data", str(interactions)], ["--probe", str(tmp_path)]):
+        assert main(["evaluate", str(run), *wrong]) == 2
+        assert "users and items" in capsys.readouterr().err
+    with pytest.raises(ClipkitError, match="users and items, not pictures"):
+        clipkit.load(run, device="cpu").encode_image([draw("red", "plain", 1)])
 
 
 def test_swapped_negatives_are_keys_that_belong_to_nobody(basics: dict[str, Any], tmp_path: Path) -> None:
@@ -253,14 +266,31 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("simclr", {"momentum": 1.5}, "--momentum is 1.5"),
         ("two_tower", {"item_column": "thing"}, "no column thing; there are user_id, item_id, timestamp"),
         ("two_tower", {"time_column": "when"}, "--time-column when"),
+        ("two_tower", {"compare": "pairs"}, "--compare pairs does not go with --recipe two_tower"),
+        ("two_tower", {"val_data": "x"}, "--val-data does not go with --recipe two_tower"),
+        ("two_tower", {"momentum": 0.9}, "--momentum makes keys of second views, which --compare interactions"),
+        ("two_tower", {"captions": "all"}, "--captions all is of pictures with captions"),
+        ("clip", {"compare": "interactions"}, "pass --recipe two_tower"),
+        ("simclr", {"negatives": "swap"}, "--negatives swap finds texts"),
+        ("moco", {"queue": 0}, "--queue is 0, so a view has no negatives"),
+        ("moco", {"objective": "triplet"}, "which --objective triplet does not look at"),
+        ("supcon", {"train_data": "UNLABELLED"}, "none of its first 3 samples has a label"),
     ],
 )
 def test_what_does_not_fit_is_said(
     recipe: str, settings: dict[str, Any], words: str, classes: Path, interactions: Path, tmp_path: Path
 ) -> None:
     data = interactions if recipe == "two_tower" else classes
+    tiny = (
+        {} if recipe == "two_tower" or "text_model" in settings else {"model": str(make_config(tmp_path / "tiny.json"))}
+    )
+    if settings.get("train_data") == "UNLABELLED":
+        (tmp_path / "captions.csv").write_text(
+            "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
+        )
+        settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
     with pytest.raises(ClipkitError, match=words):
-        clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **settings})
+        clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **tiny, **settings})
 
 
 def test_sentences_alone_need_a_tower_with_dropout(tmp_path: Path) -> None:

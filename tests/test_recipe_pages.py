@@ -53,6 +53,9 @@ def test_the_commands_parse(name: str) -> None:
         parsed = tyro.cli(_VERBS[command[1]], args=command[2:])
         assert command[:2] == ["clipkit", "evaluate"] and parsed.model_name == f"runs/{name}"
     assert others or "```python" in page(name), "how to measure it"
+    for code in re.findall(r"```python\n(.*?)```\n", page(name), flags=re.S):
+        compile(code, f"{name}.md", "exec")
+    assert page(name).count("```") == 2 * len(re.findall(r"^```$", page(name), flags=re.M)), "blocks are closed"
     for flags in re.findall(r"`(--[a-z][^`]*)`", page(name).partition(START)[0]):
         if not flags.startswith(("--output", "--data", "--recipe")):
             parse_training(["--recipe", name, *(shlex.split(flags) if " " in flags else []), "--train-data", "x"])

@@ -35,7 +35,7 @@ def test_sentences_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "x,y\n1,2\n", "no column of sentences among x, y; name it sentence1"),
+        ("a.csv", "x,y\n1,2\n", "no column of sentences among x, y; pass --caption-column, or name it sentence1"),
         ("a.txt", "\n \n", "not one sentence"),
         ("a.csv", "text\n\n", "not one sentence"),
     ],
@@ -97,8 +97,56 @@ def test_features_are_joined(log: Path, tmp_path: Path) -> None:
     book, film = 1 + items.values[1].index("book"), 1 + items.values[1].index("film")
     assert row["a"][1:] == [film, 1] and row["b"][1:] == [book, 0] and row["c"][1:] == [0, 0]
     (tmp_path / "items.csv").write_text("thing,kind\nb,book\n", encoding="utf-8")
-    with pytest.raises(ClipkitError, match="no column 'item' to join on; there are thing, kind"):
+    with pytest.raises(ClipkitError, match=r"--item-features .*no column 'item' to join on; there are thing, kind"):
         open_interactions(data)
+    (tmp_path / "items.csv").write_text("item,kind\nB,book\n", encoding="utf-8")
+    with pytest.raises(ClipkitError, match=r"--item-features .*as 'B' is not 'b'"):
+        open_interactions(data)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "float parquet"])
+def test_an_id_is_the_same_in_every_form_and_zero_is_one(form: str, tmp_path: Path) -> None:
+    """A column of whole numbers with a gap comes as floats out of parquet; the row with the gap is left out."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [(user, item) for user in range(4) for item in range(user, user + 5)]
+    path = tmp_path / f"log.{form.split()[-1]}"
+    if form == "csv":
+        path.write_text("user,item\n" + "".join(f"{u},{i}\n" for u, i in rows))
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps({"user": u, "item": i}) + "\n" for u, i in rows))
+    else:
+        users = [u for u, _ in rows] if form == "parquet" else [float(u) for u, _ in rows]
+        table = pa.table({"user": [*users, None], "item": [*(i for _, i in rows), 0]})
+        pq.write_table(table, path)
+    (tmp_path / "users.csv").write_text("user,kind\n" + "".join(f"{u},k{u}\n" for u in range(4)))
+    data = Config().replace(train_data=str(path), user_features=str(tmp_path / "users.csv")).data
+    if "parquet" in form:
+        with pytest.warns(UserWarning, match="1 rows without user or item are left out"):
+            splits = open_interactions(data)
+    else:
+        splits = open_interactions(data)
+    assert splits["train"].users.names == ("0", "1", "2", "3") and len(splits["train"].items.names) == 8
+    assert (splits["train"].users.codes[:, 1] > 0).all(), "features are joined"
+    assert pairs_of(splits["test"]) == {(str(u), str(u + 4)) for u in range(4)}
+
+
+def test_what_a_user_chose_before_the_test_item_is_no_candidate_of_the_test(log: Path) -> None:
+    splits = open_interactions(Config().replace(train_data=str(log)).data)
+    for name, ann in (("val", {"b", "c"}), ("test", {"b", "c", "d"})):
+        split = splits[name]
+        seen = split.seen[split.users.names.index("ann")]
+        assert {split.items.names[i] for i in seen} == ann
+
+
+def test_the_column_of_sentences_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("title,sentence2\na,b\n", encoding="utf-8")
+    assert open_sentences(tmp_path / "s.csv", column="title").read_captions(0) == ("a", "b")
+    with pytest.raises(ClipkitError, match=r"--caption-column name: no such column; there are title, sentence2"):
+        open_sentences(tmp_path / "s.csv", column="name")
 
 
 def test_a_batch_is_corrected_for_popularity_and_accidental_hits(log: Path) -> None:
@@ -128,7 +176,9 @@ def test_a_batch_is_corrected_for_popularity_and_accidental_hits(log: Path) -> N
     [
         ("a,b\n1,2\n", "no column of users; there are a, b: pass --user-column"),
         ("user,item\n,\n", "not one row with both"),
-        ("user,item,time\nu,i,soon\n", "time holds 'soon'; expected numbers or dates"),
+        ("user,item,time\nu,i,soon\n", "time of user u and item i is 'soon'; expected a number or a date"),
+        ("user,item,time\nu,i,1\nu,k,nan\n", "time of user u and item k is 'nan'"),
+        ("user,item,time\nu,i,1\nu,k,\n", "time of user u and item k is ''.*--time-column"),
     ],
 )
 def test_what_is_wrong_with_interactions_is_said(tmp_path: Path, text: str, words: str) -> None:

@@ -159,6 +159,21 @@ class DualEncoder(nn.Module):
         return self.towers[name]
 
     @property
+    def of_interactions(self) -> bool:
+        """Whether users and items are in the places of pictures and texts."""
+        return self.description.get("kind") == "tables"
+
+    def picture_tower(self) -> Tower:
+        """The image tower.
+
+        Raises:
+            ClipkitError: the model has none, or it takes users.
+        """
+        if self.of_interactions:
+            raise ClipkitError("the model knows users and items, not pictures")
+        return self.tower("image")
+
+    @property
     def embed_dim(self) -> int:
         """Dimensions of the shared space."""
         return int(self.description["embed_dim"])

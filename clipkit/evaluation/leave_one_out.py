@@ -39,7 +39,7 @@ def leave_one_out(users_R: Any, items_R: Any, times_R: Any = None) -> LeaveOneOu
     Users with one item stay in training as they are.
 
     Raises:
-        ClipkitError: arrays of other lengths, or times that are NaN.
+        ClipkitError: arrays of other lengths, or a value that is missing (None, NaN or NaT).
     """
     users, items = as_numpy(users_R), as_numpy(items_R)
     times = np.arange(len(users)) if times_R is None else as_numpy(times_R)
@@ -48,8 +48,10 @@ def leave_one_out(users_R: Any, items_R: Any, times_R: Any = None) -> LeaveOneOu
             f"users, items and times have shapes {users.shape}, {items.shape} and {times.shape}: give one of each for "
             "every interaction"
         )
-    if times.dtype.kind == "f" and np.isnan(times).any():
-        raise ClipkitError(f"times_R[{np.flatnonzero(np.isnan(times))[0]}] is NaN: leave that interaction out")
+    for name, values in (("users_R", users), ("items_R", items), ("times_R", times)):
+        missing = np.flatnonzero(_is_missing(values))
+        if len(missing):
+            raise ClipkitError(f"{name}[{missing[0]}] is {values[missing[0]]}: leave that interaction out")
     names, user_R = np.unique(users, return_inverse=True)
     _, item_R = np.unique(items, return_inverse=True)
     order = np.lexsort((np.arange(len(users)), times, user_R))
@@ -65,3 +67,11 @@ def leave_one_out(users_R: Any, items_R: Any, times_R: Any = None) -> LeaveOneOu
     bounds = np.searchsorted(user_R[mine], [kept, kept + 1])
     seen = [np.unique(items[mine[low:high]]) for low, high in bounds.T]
     return LeaveOneOut(train_R, names[kept], items[last_row_U[kept]], seen)
+
+
+def _is_missing(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "mM":
+        return np.isnat(values)
+    if values.dtype.kind == "O":
+        return np.array([value is None or value != value for value in values], dtype=bool)
+    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)

@@ -117,6 +117,7 @@ class Aligner:
         Raises:
             ClipkitError: a picture cannot be read; the message names it.
         """
+        self.model.picture_tower()  # a model without one says so before anything is read
         pictures = as_list(images)
         if decode not in ("fast", "reference"):
             raise ClipkitError(f"decode={decode!r}; it is 'fast' or 'reference'")

@@ -32,7 +32,7 @@ from clipkit.training.locked import EitherView, Progress, all_captions, lock_ima
 View = Callable[[Tensor, int], Tensor]
 """(decoded picture uint8 (3, H, W), seed) -> one view, uint8 (3, size, size)."""
 
-_LOOKED_AT = 1000  # rows in which a paraphrase is sought
+_LOOKED_AT = 1000  # samples among which a paraphrase, or a label, is sought
 _NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped, "mined": None}
 
 
@@ -94,6 +94,8 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
     model.tower("image" if with_pictures else "text")
     if not with_pictures:
         _check_versions(model, shards)
+    if data.compare == "labels" and not isinstance(shards, PipeSet):
+        _check_labels(shards)
     return PairReader(
         shards,
         _training_view(model, config) if with_pictures else None,
@@ -106,6 +108,16 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         guard=data.guard and with_texts,
         padding=model.tokenizer.pad_id if with_texts else 0,
     )
+
+
+def _check_labels(shards: ShardSet) -> None:
+    """Refuse pictures of which none has a label: each would be compared with itself alone."""
+    looked_at = range(min(_LOOKED_AT, len(shards)))
+    if all(shards.read_record(i)[0].get("label") is None for i in looked_at):
+        raise ClipkitError(
+            f"{shards.name}: none of its first {len(looked_at):,} samples has a label; give class folders or a column "
+            f"called label, or take --recipe simclr"
+        )
 
 
 def _check_versions(model: DualEncoder, shards: ShardSet) -> None:

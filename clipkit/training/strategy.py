@@ -38,6 +38,11 @@ def make_accelerator(config: RunConfig, project: str) -> Accelerator:
     import warnings
 
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import PartialState
+
+    state = PartialState._shared_state  # as an earlier run has left it
+    if state.get("num_processes", 1) > 1 and not torch.distributed.is_initialized():
+        raise ClipkitError("an earlier run has sent its other processes home: launch every run of several anew")
 
     # Without cpu=True, Accelerate takes the processes of torchrun on a machine without accelerators for as many
     # runs of one process each. Autocast is entered by the encoder, piece by piece, so Accelerate gets no mixed

@@ -190,5 +190,13 @@ def test_the_split_of_many_interactions() -> None:
 def test_mistakes_in_interactions() -> None:
     with pytest.raises(ClipkitError, match="one of each"):
         leave_one_out([1, 2], [1])
-    with pytest.raises(ClipkitError, match=r"times_R\[1\] is NaN"):
+    with pytest.raises(ClipkitError, match=r"times_R\[1\] is nan"):
         leave_one_out([1, 2], [1, 2], [0.0, np.nan])
+    with pytest.raises(ClipkitError, match=r"times_R\[0\] is NaT"):
+        leave_one_out([1, 2], [1, 2], np.array(["NaT", "2024-01-01"], dtype="datetime64[D]"))
+    with pytest.raises(ClipkitError, match=r"times_R\[1\] is None"):
+        leave_one_out([1, 2], [1, 2], [1, None])
+    with pytest.raises(ClipkitError, match=r"users_R\[2\] is None"):
+        leave_one_out(["a", "b", None], [1, 2, 3])
+    with pytest.raises(ClipkitError, match=r"items_R\[0\] is nan"):
+        leave_one_out([1, 2], [np.nan, 2.0])
