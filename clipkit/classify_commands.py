@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import as_templates, check_output, lines_or_values, picture_paths
+from clipkit.inputs import as_templates, check_output, lines_or_values, picture_paths, write_output
 from clipkit.model_option import ModelOption, list_skipped
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Calibrate:
 
         check_output(self.output)
         root = Path(self.folder)
-        folders = sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+        there = sorted(root.iterdir()) if root.is_dir() else []
+        folders = [f for f in there if f.is_dir() and not f.name.startswith(".")]
         names = [f.name for f in folders if f.name != self.none]
         if len(names) < 2:
             raise ClipkitError(
@@ -105,7 +106,7 @@ class Calibrate:
         report = classifier.calibrate(paths, labels)
         written = {"model": model.name, "fingerprint": model_fingerprint(model), "labels": names,
                    "templates": list(classifier.templates), **report.to_dict()}  # fmt: skip
-        Path(self.output).write_text(json.dumps(written, indent=2, ensure_ascii=False), encoding="utf-8")
+        write_output(self.output, json.dumps(written, indent=2, ensure_ascii=False))
         print(
             f"{report.n} pictures of {len(names)} classes, {report.n_none} of none; {report.accuracy:.1%} named right"
         )

@@ -32,7 +32,7 @@ class Embed:
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
-        check_output(self.output)
+        check_output(f"{self.output}.npy" if self.output.strip("/ ") else self.output)
         model = self.model.load()
         if len(self.inputs) == 1 and self.inputs[0].endswith(".txt"):
             lines = read_lines(self.inputs[0])

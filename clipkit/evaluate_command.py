@@ -12,7 +12,7 @@ import tyro
 
 from clipkit.config import Config
 from clipkit.errors import ClipkitError
-from clipkit.inputs import as_templates, check_output
+from clipkit.inputs import as_templates, check_output, write_output
 from clipkit.model_option import DEFAULT_RUN, ModelOption
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch
@@ -97,7 +97,7 @@ class Evaluate:
                 model, self.label_efficiency, self.split, config, tune, self._beside(model.name), console
             )
         if self.output:
-            Path(self.output).write_text(json.dumps(measured, indent=2, ensure_ascii=False), encoding="utf-8")
+            write_output(self.output, json.dumps(measured, indent=2, ensure_ascii=False))
             print(f"figures: {self.output}")
 
     def _check_fine_tune(self) -> None:

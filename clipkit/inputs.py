@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 
 _CAPTIONS = ("caption", "text", "title", "captions")  # names of a table's column
@@ -47,7 +48,8 @@ def picture_paths(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+            named = (p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+            found = sorted(p for p in named if p.is_file())  # a pipe would be waited for without end
             if not found:
                 raise ClipkitError(f"{path}: no picture in this folder ({', '.join(IMAGE_EXTENSIONS)})")
             paths += found
@@ -119,9 +121,26 @@ def _caption_column(text: str, separator: str, name: str) -> list[str]:
 
 
 def check_output(path: str | None) -> None:
-    """Refuse a file whose folder does not exist, before the work and not after it."""
-    if path is not None and not Path(path).parent.is_dir():
+    """Refuse a file that cannot be written, before the work and not after it."""
+    if path is None:
+        return
+    if not path.strip() or Path(path).is_dir():
+        raise ClipkitError(f"{path or 'an empty name'}: a folder, or no name of a file; name the file to write")
+    if not Path(path).parent.is_dir():
         raise ClipkitError(f"{path}: the folder {Path(path).parent} does not exist; make it first")
+
+
+def write_output(path: str, text: str) -> None:
+    """Write a file of UTF-8 text, whole or not at all; line ends stay as they are.
+
+    Raises:
+        ClipkitError: it cannot be written.
+    """
+    try:
+        with atomic_write(Path(path)) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise ClipkitError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def lines_or_values(values: tuple[str, ...], flag: str) -> list[str]:
@@ -139,33 +158,55 @@ def parse_query(text: str) -> tuple[list[str | Path], list[str | Path]]:
     """What a query adds and what it takes off: texts, and pictures as paths.
 
     Words are one text, and the path of a picture one picture. ``"a beach" + photo.jpg - "people"`` is arithmetic: texts
-    in quotes and pictures, joined by + and -. Words that merely hold a + or a - stay words.
+    in quotes and pictures, joined by + and -. Words that merely hold a + or a - stay words. In quotes, too, the path of
+    a picture that is there is a picture: its name may have spaces.
+
+    Raises:
+        ClipkitError: quotes that make no such query, or an address.
     """
     from clipkit.pairs.index import IMAGE_EXTENSIONS
 
     def is_picture(word: str) -> bool:
         return Path(word).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
 
+    def meant(word: str) -> str | Path:
+        inside = word.strip('"')
+        quoted = word.startswith('"')
+        if is_picture(inside) and "://" in inside:
+            raise ClipkitError(f"{inside}: addresses are not fetched; download the picture and give its path")
+        return Path(inside) if is_picture(inside) and (not quoted or Path(inside).is_file()) else inside
+
+    text = text.strip()
     term = r'(?:"[^"]+"|[^"\s]+)'
-    if re.fullmatch(rf"\s*{term}(?:\s+[+-]\s+{term})+\s*", text):
-        found = re.findall(rf"(?:^|\s([+-])\s)\s*({term})", text.strip())
+    if re.fullmatch(rf"{term}(?:\s+[+-]\s+{term})+", text):
+        found = re.findall(rf"(?:^|\s([+-])\s)\s*({term})", text)
         if all(word.startswith('"') or is_picture(word) for _, word in found):
-            terms = [(sign, word.strip('"') if word.startswith('"') else Path(word)) for sign, word in found]
+            terms = [(sign, meant(word)) for sign, word in found]
             return [t for sign, t in terms if sign != "-"], [t for sign, t in terms if sign == "-"]
-    quoted = re.fullmatch(r'\s*"([^"]+)"\s*', text)
-    return [quoted[1] if quoted else Path(text) if is_picture(text) else text], []
+    if re.fullmatch('"[^"]+"', text):
+        return [meant(text)], []
+    if '"' in text and re.search(r'^["+-]|[+-]$', text):
+        raise ClipkitError(
+            f'{text}: expected words, a picture\'s path, or terms as in "a beach" + photo.jpg - "people"'
+        )
+    return [meant(text) if '"' not in text else text], []
 
 
 def parse_where(values: Sequence[str]) -> dict[str, str]:
     """``NAME=PATTERN`` pairs as a dict.
 
     Raises:
-        ClipkitError: a value without =.
+        ClipkitError: a value without =, or a name twice.
     """
+    found: dict[str, str] = {}
     for value in values:
-        if "=" not in value:
+        name, sign, pattern = value.partition("=")
+        if not sign:
             raise ClipkitError(f"--where {value}: expected NAME=PATTERN, as in label=bird or 'path=*/2019/*'")
-    return dict(value.split("=", 1) for value in values)
+        if name in found:
+            raise ClipkitError(f"--where {value}: {name} has a pattern already, {found[name]}; give one for each name")
+        found[name] = pattern
+    return found
 
 
 def as_templates(values: Sequence[str]) -> str | list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
-from clipkit.inputs import check_output, picture_paths, read_captions
+from clipkit.inputs import check_output, picture_paths, read_captions, write_output
 from clipkit.model_option import ModelOption, list_skipped
 
 if TYPE_CHECKING:
@@ -59,12 +59,13 @@ class MatchPairs:
         match = Match.of(np.stack(rows_ND) @ model.encode_text(captions).T)
         rows = [list(COLUMNS), *match_rows(match, [str(path) for path in paths], captions)]
         if self.output:
-            with open(self.output, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
+            table = io.StringIO(newline="")
+            csv.writer(table).writerows(rows)
+            write_output(self.output, table.getvalue())
         if self.html:
             root = Path(self.images)
             names = [str(path.relative_to(root)) if root.is_dir() else path.name for path in paths]
-            _write_page(Path(self.html), match, paths, names, captions, model.name)
+            write_output(self.html, _page(match, paths, names, captions, model.name))
         if self.output or self.html:
             written = ", ".join(name for name in (self.output, self.html) if name)
             print(f"{len(paths)} pictures and {len(captions)} captions matched: {written}")
@@ -78,10 +79,9 @@ class _Shown:
     preview: Any
 
 
-def _write_page(file: Path, match: Match, paths: list[Path], names: list[str], captions: list[str], model: str) -> None:
+def _page(match: Match, paths: list[Path], names: list[str], captions: list[str], model: str) -> str:
     from clipkit.inference.match_sheet import match_document
     from clipkit.inference.pictures import thumbnail
 
     shown = [_Shown(name, thumbnail(path.read_bytes(), _SIDE)) for path, name in zip(paths, names, strict=True)]
-    with atomic_write(file) as out:
-        out.write(match_document(match, shown, captions, Path(model).name).encode())
+    return match_document(match, shown, captions, Path(model).name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class Search:
     def run(self, console: Console) -> None:
         plus, minus = parse_query(self.query)
         where = parse_where(self.where)
+        for flag, value in (("threshold", self.threshold), ("hide-similar", self.hide_similar), ("group", self.group)):
+            if value is not None and not math.isfinite(value):
+                raise ClipkitError(f"--{flag} is {value}; it is a cosine similarity, from -1 to 1")
+        if self.images is not None and self.index is not None:
+            raise ClipkitError("--images and --index both say what is searched; give one of them")
         model = self.model.load()
         index = find_index(model, self.images, self.index, console, quiet=self.json)
         hits = index.search(
@@ -91,6 +97,8 @@ class MakeIndex:
     backend: Literal["exact", "faiss", "milvus"] | None = None
     """What the index is searched with. Default: what it has; else exact, and faiss from a million pictures if it is
     installed. What faiss and milvus find of the exact best is measured and printed."""
+    rebuild: bool = False
+    """Encode everything anew, where the index is damaged or another model's."""
     uri: str | None = None
     """Of milvus: http://HOST:19530, or a file. Default: a file in the index. A token is taken from MILVUS_TOKEN."""
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
@@ -100,7 +108,7 @@ class MakeIndex:
 
         if self.uri is not None and self.backend != "milvus":
             raise ClipkitError(f"--uri {self.uri} is of milvus; add --backend milvus")
-        output = self.output or f"{self.folder.rstrip('/')}.index"
+        output = self.output or self._beside()
         if any(Path(self.folder).glob("*.tar")):
             if self.captions is not None:
                 raise ClipkitError(f"{self.folder} holds shards, which bring their captions; leave --captions out")
@@ -110,7 +118,7 @@ class MakeIndex:
             captions = self._captions()
             index, changes = Index.update(
                 output, self.model.load(), self.folder, console.progress, captions=captions, backend=self.backend,
-                uri=self.uri,
+                uri=self.uri, rebuild=self.rebuild,
             )  # fmt: skip
             counts = [f"{n:,} {what}" for what, n in changes._asdict().items() if n and what != "kept"]
             counts += [f"{len(index.items.owners()):,} captions"] if captions is not None else []
@@ -125,6 +133,13 @@ class MakeIndex:
             f"{len(index):,} pictures indexed ({said}): "
             f'clipkit search "..." --index {output} --model {self.model.model}'
         )
+
+    def _beside(self) -> str:
+        folder = Path(self.folder)
+        folder = folder.resolve() if folder.name in ("", "..") else folder
+        if not folder.name:
+            raise ClipkitError(f"{self.folder}: there is no place beside it for the index; pass --output")
+        return f"{folder}.index"
 
     def _captions(self) -> dict[str, tuple[str, ...]] | None:
         """Of the pictures in the folder, by their paths in it.

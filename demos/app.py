@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import signal
 import socket
+import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -48,6 +53,7 @@ def build_app(model: Aligner, index: Index | None = None, calibration: SavedCali
     Returns:
         An app for ``serve`` (or Gradio's own ``launch``, which then has to be given what ``settings`` holds).
     """
+    own_folder()
     examples = make_examples(index)
     thumbnails = Thumbnails(index) if index is not None else None
     with Pages(title="clipkit", analytics_enabled=False, delete_cache=_UPLOADS) as app:
@@ -67,6 +73,16 @@ def build_app(model: Aligner, index: Index | None = None, calibration: SavedCali
             gr.HTML(f"<p>{escape(line)}</p>", elem_classes="ck-note")
     app.queue(max_size=_WAITING, default_concurrency_limit=AT_ONCE)
     return app
+
+
+def own_folder() -> None:
+    """Let Gradio keep uploads and thumbnails in a folder of this process alone, gone when it ends.
+
+    It serves whatever lies in the folder that all Gradio programs of a user share otherwise.
+    """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="clipkit-demo-")
+        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 
 def settings(app: Pages) -> dict[str, Any]:
@@ -100,6 +116,7 @@ def serve(app: Pages, host: str = "127.0.0.1", port: int = 7860, block: bool = T
     _check_port(host, port)
     _, address, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True, **settings(app))
     if block:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded is cleared away
         print(f"clipkit demo at {address} (stop it with Ctrl-C)", flush=True)
         app.block_thread()
     return address

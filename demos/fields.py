@@ -11,6 +11,8 @@ from gradio.component_meta import ComponentMeta
 from gradio.data_classes import FileData, ImageData
 from gradio_client.utils import is_http_url_like
 
+from clipkit.errors import ClipkitError
+
 GROUP = "model"  # calls that use the model wait for each other, whatever page they come from
 AT_ONCE = 1  # model calls at a time: torch uses all cores for one
 
@@ -55,6 +57,27 @@ def text_file_field(label: str, endings: list[str], elem_id: str) -> gr.File:
 def choice_field(label: str, choices: Sequence[str], min_width: int) -> gr.Radio:
     """A field for one of a few words, the first of them at first."""
     return _Radio(list(choices), value=choices[0], label=label, min_width=min_width)
+
+
+def number_field(label: str, least: int, most: int, value: int, **options: Any) -> gr.Slider:
+    """A field for a whole number from ``least`` to ``most``."""
+    return _Slider(least, most, value=value, step=1, label=label, **options)
+
+
+def check_whole(value: Any, label: str, least: int, most: int) -> int:
+    """What a ``number_field`` holds.
+
+    Raises:
+        ClipkitError: no whole number within its limits.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value // 1
+        or not least <= value <= most
+    ):
+        raise ClipkitError(f"{label}: {value!r}; give a whole number from {least} to {most}")
+    return int(value)
 
 
 def found_pictures(label: str) -> gr.Gallery:
@@ -111,3 +134,4 @@ _Gallery = _uploads_only(
 _File = _uploads_only(gr.File, preprocess=_path, example_payload=lambda self: _TEXT, example_value=lambda self: None)
 # A word that is no choice is for the page's function to refuse: Gradio would answer with a bare status 400
 _Radio = _changed(gr.Radio, preprocess=lambda self, payload: payload)
+_Slider = _changed(gr.Slider, preprocess=lambda self, payload: payload)

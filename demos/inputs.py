@@ -49,8 +49,7 @@ def read_picture(path: str | Path, spec: PictureSpec) -> Picture:
     Raises:
         ClipkitError: no picture, a damaged one, or one that is too large.
     """
-    data = check_picture(path)
-    image = decode_image(data, Path(path).name)
+    image = _decoded(path)
     preview = Image.fromarray(image.permute(1, 2, 0).numpy())
     preview.thumbnail((_PREVIEW, _PREVIEW))
     return Picture(Path(path).name, fit(image, spec), preview)
@@ -61,19 +60,24 @@ def read_pictures(paths: Sequence[str] | None, spec: PictureSpec) -> list[Pictur
     return [read_picture(path, spec) for path in check_pictures(paths)]
 
 
-def check_picture(path: str | Path) -> bytes:
-    """The file's bytes, if its header is that of a picture of acceptable size; nothing is decoded."""
+def check_picture(path: str | Path) -> None:
+    """Refuse what ``read_picture`` would refuse: a truncated file says so only when it is decoded."""
+    _decoded(path)
+
+
+def _decoded(path: str | Path) -> Tensor:
+    """The picture, uint8 (3, H, W); not decoded before its header says an acceptable size."""
     name, data = _upload(path, "picture")
     if len(data) > MAX_UPLOAD:
         raise ClipkitError(f"{name}: {len(data) / 2**20:.0f} MB; more than {MAX_UPLOAD >> 20} MB are refused")
     width, height = _size(data, name)
     if width * height > MAX_PIXELS:
         raise ClipkitError(f"{name}: {width}x{height} pixels; more than {MAX_PIXELS:,} are refused; scale it down")
-    return data
+    return decode_image(data, name)
 
 
 def check_pictures(paths: Sequence[str] | None) -> list[str]:
-    """The paths, if there are some, not too many, and all look like pictures."""
+    """The paths, if there are some, not too many, and all are pictures."""
     if not paths:
         raise ClipkitError("no picture yet: upload at least one")
     if len(paths) > MAX_PICTURES:

@@ -11,7 +11,7 @@ from clipkit.inference import Hit, Index
 from clipkit.inference.items import Item
 from demos.download import csv_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, choice_field
+from demos.fields import AT_ONCE, GROUP, check_whole, choice_field, number_field
 from demos.inputs import user_errors, verdicts
 from demos.plot import SCRIPT, map_html
 from demos.search import NOTHING, check_length
@@ -19,6 +19,7 @@ from demos.space import MAX_GROUPS, METHODS, Groups, Space, has_umap
 from demos.thumbnails import Thumbnails
 
 _NEIGHBOURS = 12
+_COUNT = "Number of clusters"
 _COLOURS = ("labels", "clusters", "nothing")
 _ROWS = """[["key", "caption", "x", "y", "group"],
   ...data.points.map(point => [point.key, point.caption, point.x, point.y, point.group])]"""
@@ -41,7 +42,8 @@ def map_page(tab: gr.Tab, index: Index | None, thumbnails: Thumbnails | None, ex
         if index is None or space is None or thumbnails is None:
             raise ClipkitError(NOTHING)
         check_length(query)
-        plane, groups = space.plane(method), group(space, colour, int(clusters))
+        number = check_whole(clusters, _COUNT, 2, MAX_GROUPS)
+        plane, groups = space.plane(method), group(space, colour, number)
         words = (query or "").strip()
         near = space.nearest(index.model.encode_text(words), _NEIGHBOURS) if words else []
         rows = space.rows.tolist()
@@ -65,8 +67,8 @@ def map_page(tab: gr.Tab, index: Index | None, thumbnails: Thumbnails | None, ex
     def first(drawn: bool, *values: Any) -> tuple[Any, ...]:
         return (gr.skip(), gr.skip(), True) if drawn or index is None else (*draw(*values), True)
 
-    def check(query: str = "", *others: Any) -> list[dict[str, Any]]:
-        return verdicts(lambda: check_length(query), None, None, None)
+    def check(query: str = "", method: Any = None, colour: Any = None, clusters: Any = 8) -> list[dict[str, Any]]:
+        return verdicts(lambda: check_length(query), None, None, lambda: check_whole(clusters, _COUNT, 2, MAX_GROUPS))
 
     if index is None:
         gr.Markdown(f"{NOTHING}.")
@@ -87,7 +89,7 @@ def map_page(tab: gr.Tab, index: Index | None, thumbnails: Thumbnails | None, ex
                 method = choice_field("Laid out by", METHODS if has_umap() else METHODS[:1], 140)
                 colours = _COLOURS if by_label else _COLOURS[1:]
                 colour = choice_field("Coloured by", colours, 240)
-            count = gr.Slider(2, MAX_GROUPS, value=8, step=1, label="Number of clusters", visible=not by_label)
+            count = number_field(_COUNT, 2, MAX_GROUPS, 8, visible=not by_label)
             button = gr.Button("Draw", variant="primary")
     picture = gr.HTML(label="Map", js_on_load=SCRIPT, elem_id="map")
     with gr.Accordion("The result as data", open=False):

@@ -10,11 +10,12 @@ from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Hit, Index
 from demos.download import csv_button, json_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, found_pictures, picture_field
+from demos.fields import AT_ONCE, GROUP, check_whole, found_pictures, number_field, picture_field
 from demos.inputs import MAX_CHARACTERS, check_picture, read_picture, user_errors, verdicts
 from demos.thumbnails import Thumbnails
 
 MAX_RESULTS = 60
+_COUNT = "Number of results"
 SIMILAR = 0.95  # cosine similarity from which two pictures count as alike
 NOTHING = "There are no pictures to search; start the demo with --folder PICTURES or --index INDEX"
 
@@ -40,7 +41,9 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
             query.append(read_picture(picture, model.model.picture).pixels)
         minus = [without.strip()] if without and without.strip() else []
         alike = SIMILAR if hide_similar else None
-        return results(thumbnails, index.search(query, int(count), minus=minus, hide_similar=alike))
+        return results(
+            thumbnails, index.search(query, check_whole(count, _COUNT, 1, MAX_RESULTS), minus=minus, hide_similar=alike)
+        )
 
     def check(
         words: str = "", picture: str | None = None, count: int = 12, without: str = "", hide_similar: bool = False
@@ -48,7 +51,7 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
         return verdicts(
             lambda: check_query(words, picture),
             lambda: check_picture(picture) if picture is not None else None,
-            None,
+            lambda: check_whole(count, _COUNT, 1, MAX_RESULTS),
             lambda: check_length(without),
             None,
         )
@@ -60,7 +63,7 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
             words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
             picture = picture_field("and, or instead, a picture", "search-picture")
             without = gr.Textbox(value="", label="Without", placeholder="people", max_lines=1, elem_id="search-without")
-            count = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Number of results")
+            count = number_field(_COUNT, 1, MAX_RESULTS, 12)
             hide_similar = gr.Checkbox(value=False, label="Hide pictures that look alike", elem_id="search-alike")
             button = gr.Button("Search", variant="primary")
             shown = examples.pictures[:3]

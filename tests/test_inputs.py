@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import parse_query, parse_where, read_captions
+from clipkit.inputs import check_output, parse_query, parse_where, picture_paths, read_captions, write_output
 
 
 @pytest.mark.parametrize(
@@ -30,10 +31,58 @@ def test_queries(text: str, plus: list[str | Path], minus: list[str | Path]) -> 
     assert parse_query(text) == (plus, minus)
 
 
+def test_a_picture_whose_name_has_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my photo.jpg").touch()
+    assert parse_query('"my photo.jpg" - "people"') == ([Path("my photo.jpg")], ["people"])
+    assert parse_query('"my photo.jpg"') == ([Path("my photo.jpg")], [])
+    assert parse_query('"no photo.jpg"') == (["no photo.jpg"], []), "a text that happens to end so"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('- "people"', "expected words"),
+        ('"a" - ""', "expected words"),
+        ('"a" + ', "expected words"),
+        ('""', "expected words"),
+        ("https://example.com/a.jpg", "addresses are not fetched"),
+        ('"a" + https://example.com/a.jpg', "addresses are not fetched"),
+    ],
+)
+def test_queries_that_say_nothing_clear(text: str, words: str) -> None:
+    with pytest.raises(ClipkitError, match=words):
+        parse_query(text)
+
+
+def test_pictures_of_a_folder_are_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
+    assert picture_paths([str(tmp_path)]) == [tmp_path / "a.jpg"]
+
+
+def test_outputs(tmp_path: Path) -> None:
+    for bad, words in (
+        (str(tmp_path), "a folder"),
+        ("", "an empty name"),
+        (str(tmp_path / "no" / "a"), "does not exist"),
+    ):
+        with pytest.raises(ClipkitError, match=words):
+            check_output(bad)
+    check_output(None)
+    write_output(str(tmp_path / "a.csv"), "one\r\ntwo\r\n")
+    assert (tmp_path / "a.csv").read_bytes() == b"one\r\ntwo\r\n"
+    with pytest.raises(ClipkitError, match="cannot be written"):
+        write_output("/proc/nothing", "x")
+
+
 def test_where() -> None:
     assert parse_where(["label=bird", "path=*/a=b/*"]) == {"label": "bird", "path": "*/a=b/*"}
     with pytest.raises(ClipkitError, match="--where bird: expected NAME=PATTERN"):
         parse_where(["bird"])
+    with pytest.raises(ClipkitError, match=r"--where path=b: path has a pattern already, a"):
+        parse_where(["path=a", "path=b"])
 
 
 @pytest.mark.parametrize(

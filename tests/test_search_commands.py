@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 from training_helpers import ROOT, draw
 
+from clipkit.errors import ClipkitError
+
 Cli = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -87,6 +89,29 @@ def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Pat
     header = json.loads(other.read_text())
     other.write_text(json.dumps({**header, "fingerprint": "of another"}))
     assert "an.index" in mistake("search", "a bird", "--index", tmp_path / "an.index", "--model", run)
+    again = ("index", table.parent, "--model", run, "--output", tmp_path / "an.index")
+    for damage in ({**header, "fingerprint": "of another"}, {"format": 2}):
+        other.write_text(json.dumps(damage))
+        assert "--rebuild" in mistake(*again), "says how to mend it"
+        assert cli(*again, "--rebuild")[0] == 0
+        assert cli("search", "a bird", "--index", tmp_path / "an.index", "--model", run)[0] == 0
+
+
+def test_where_an_index_goes(tmp_path: Path, monkeypatch: Any) -> None:
+    from clipkit.search_commands import MakeIndex
+
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    assert MakeIndex(".")._beside() == str(tmp_path / "photos.index")
+    assert MakeIndex("..")._beside() == f"{tmp_path}.index"
+    assert MakeIndex("a/b/")._beside() == "a/b.index"
+    with pytest.raises(ClipkitError, match="pass --output"):
+        MakeIndex("/")._beside()
+
+
+@pytest.mark.parametrize("flags", ["--threshold nan", "--hide-similar inf", "--group nan", "--images . --index x"])
+def test_flags_that_make_no_sense(mistake: Any, flags: str) -> None:
+    assert flags.split()[0] in mistake("search", "a bird", *flags.split())
 
 
 def test_index_with_captions(cli: Cli, run: Path, mistake: Any, tmp_path: Path) -> None:

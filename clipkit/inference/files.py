@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,10 @@ def embed_files(
         files: list[PictureFile] = []
         pixels: dict[int, torch.Tensor] = {}
         for path in part:
+            if not _is_text(path):
+                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                files.append(PictureFile(path, error=f"{shown}: its name is not UTF-8; rename it"))
+                continue
             try:
                 stat, data = path.stat(), path.read_bytes()
             except OSError as error:
@@ -83,3 +88,12 @@ def embed_files(
 
     for _, files in side_by_side(run, paths, model.model.device, CPU_PICTURES):
         yield from files
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path can be written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

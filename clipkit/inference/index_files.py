@@ -79,7 +79,7 @@ def read_index(folder: Path) -> Saved:
             if header and isinstance(error, FileNotFoundError) and opening < _OPENINGS - 1:
                 continue  # replaced since its header was read
             raise ClipkitError(
-                f"{folder}: no index there, or a damaged one ({error}); build it with clipkit index"
+                f"{folder}: no index there, or a damaged one ({error}); build it with clipkit index --rebuild"
             ) from None
     raise AssertionError("the last opening returns or raises")
 
@@ -88,7 +88,8 @@ def check_model(saved: Saved, folder: Path, model: Aligner) -> None:
     """Refuse another model than the one that made the index in ``folder``."""
     if model_fingerprint(model) != saved.fingerprint:
         raise ClipkitError(
-            f"{folder} was made by {saved.model}, not by {model.name} as it is now; build the index again"
+            f"{folder} was made by {saved.model}, not by {model.name} as it is now; build it anew with clipkit index "
+            f"--rebuild"
         )
 
 
@@ -181,7 +182,10 @@ def write_index(
             left.unlink()
         raise
     for old in final.iterdir():
-        if tag not in old.name and old.name.startswith(("embeddings-", "captions-", "items-", "faiss-")):
+        unfinished = old.name.startswith(".") and old.name.endswith(".tmp")  # of a writer that was killed
+        if unfinished or (
+            tag not in old.name and old.name.startswith(("embeddings-", "captions-", "items-", "faiss-"))
+        ):
             old.unlink()
     forget_search(final, before.values())
 

@@ -56,6 +56,7 @@ def update_index(
     captions: Mapping[str, Sequence[str]] | None = None,
     backend: str | None = None,
     uri: str | None = None,
+    rebuild: bool = False,
     wait: float = 0,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Index, Changes]:
@@ -65,6 +66,7 @@ def update_index(
         captions: of pictures by their path in ``folder``, to search by; those that are not named have none. By default
             the pictures keep what they have.
         backend, uri: as in ``Index.save``; by default those that the index has.
+        rebuild: encode everything anew, whatever is there: an index of another model, or a damaged one.
         wait: seconds to wait for another process that writes the index.
         say: is told that it waits.
 
@@ -78,7 +80,7 @@ def update_index(
     folder = folder.absolute()  # found again from anywhere
     paths = find_pictures(folder)
     with exclusive(path, wait, say):
-        old = _Old(path, model)
+        old = _Old(path, model, rebuild)
         store = EncodingStore(path / f"{_PENDING}{model_fingerprint(model)}")
         store.refresh()
         found, skipped = _look(model, folder, paths, old, store, progress)
@@ -97,7 +99,7 @@ def update_index(
         )
         with_captions = captions is not None or old.captions is not None
         wish = (backend, uri) if backend is not None else old.wish
-        if items != old.items or with_captions != (old.captions is not None) or wish != old.wish:
+        if rebuild or items != old.items or with_captions != (old.captions is not None) or wish != old.wish:
             save_captions = _caption_rows(model, items, old, progress) if with_captions else None
             write_index(
                 path, model, items, lambda file: _save_rows(file, items, old, store), save_captions, *wish
@@ -112,8 +114,8 @@ def update_index(
 class _Old:
     """The index as it was before, or an empty one."""
 
-    def __init__(self, path: Path, model: Aligner) -> None:
-        saved = read_index(path) if (path / HEADER).is_file() else None
+    def __init__(self, path: Path, model: Aligner, forgotten: bool) -> None:
+        saved = read_index(path) if (path / HEADER).is_file() and not forgotten else None
         if saved is not None:
             check_model(saved, path, model)
         self.items: list[Item] = list(saved.items) if saved else []

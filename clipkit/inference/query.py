@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,5 +39,8 @@ def _embedding(model: Aligner, term: Any) -> NDArray[np.float32]:
     if isinstance(term, str):
         return model.encode_text(term)
     if isinstance(term, np.ndarray) and term.shape == (model.embed_dim,) and term.dtype.kind == "f":
-        return term.astype(np.float32)
+        length = float(np.linalg.norm(term.astype(np.float64)))
+        if not 0 < length < math.inf:
+            raise ClipkitError("an embedding to search for is zero, or holds NaN or infinity")
+        return (term / length).astype(np.float32)
     return model.encode_image(term)

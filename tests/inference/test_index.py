@@ -145,7 +145,7 @@ def test_another_model_is_refused(
             next(other.model.text.parameters()).add_(1e-3)
         elif change == "picture":
             other.model.picture = dataclasses.replace(other.model.picture, resize="squash")
-    with pytest.raises(ClipkitError, match="build the index again") as caught:
+    with pytest.raises(ClipkitError, match="clipkit index --rebuild") as caught:
         Index.open(path, other)
     assert str(path) in str(caught.value)
 

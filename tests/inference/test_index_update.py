@@ -159,9 +159,27 @@ def test_another_model_is_refused_before_anything_is_encoded(
 ) -> None:
     path = tmp_path / "an.index"
     Index.update(path, model, folder)
-    with pytest.raises(ClipkitError, match="build the index again"):
+    with pytest.raises(ClipkitError, match="clipkit index --rebuild"):
         Index.update(path, sigmoid_model, folder)
     assert len(Index.open(path, model)) == 8
+    assert len(Index.update(path, sigmoid_model, folder, rebuild=True)[0]) == 8
+    assert same(Index.open(path, sigmoid_model), sigmoid_model, folder)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(folder: Path, tmp_path: Path, model: Any, picture: Any) -> None:
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder)
+    (path / ".embeddings-0123.npy.abcd.tmp").write_bytes(b"half")
+    put(picture, 60, folder / "60.png")
+    Index.update(path, model, folder)
+    assert not list(path.glob(".*.tmp")) and len(Index.open(path, model)) == 9
+
+
+def test_a_name_that_is_no_text_is_left_out(folder: Path, tmp_path: Path, model: Any) -> None:
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "0.png").read_bytes())
+    index, _ = Index.update(tmp_path / "an.index", model, folder)
+    assert len(index) == 8 and len(index.skipped) == 1
+    assert index.skipped[0].endswith(r"caf\xe9.png: its name is not UTF-8; rename it")
 
 
 def test_nothing_is_lost_by_an_empty_folder_or_another_ones_files(folder: Path, tmp_path: Path, model: Any) -> None:
