@@ -21,7 +21,7 @@ from clipkit.pairs.remote import Remote, read_whole
 from clipkit.pairs.tar import Damage, read_members, scan_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.npz"
 _REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
 _REMOTE_STRETCH = 1 << 23
@@ -99,6 +99,8 @@ def build_index(path: Path | Remote) -> ShardIndex:
 
 
 def _damage(damage: Damage) -> str:
+    if damage.start == damage.stop:
+        return f"{damage.reason}; copy or make it again if samples are missing"
     return f"bytes {damage.start}-{damage.stop} are damaged ({damage.reason}); samples there are lost"
 
 
