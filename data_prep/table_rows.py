@@ -18,6 +18,9 @@ from data_prep.records import Skipped
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SEPARATORS = (",", "\t", ";", "|")
 Row = dict[str, Any]
+_LONGEST = 1000  # lines of one record of a CSV; what has more is a quote that nobody closed
+_OPEN = "unexpected end of data"  # what csv says of lines that end inside quotes
+_LIKE_A_FILE = re.compile(r"https?://|\S*(\.[A-Za-z]\w{2,3})$")
 
 
 def table_rows(
@@ -72,42 +75,98 @@ def _names(first: list[str]) -> list[str]:
 def _csv_body(
     name: str, text: str, separator: str, header: list[str], has_header: bool = True
 ) -> Iterator[Row | Skipped]:
-    csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of the rest of the file
+    csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of many lines
     # newline="" leaves line ends alone, as csv asks for: a quoted caption may contain one.
-    lines = list(io.StringIO(text, newline=""))
+    lines = _Lines(list(io.StringIO(text, newline="")))
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     if has_header:
+        lines.allow(_LONGEST)
         next(reader, None)
     while True:
-        first = reader.line_num
+        first = lines.at
+        lines.allow(_LONGEST)
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Skipped(f"{name} line {reader.line_num}", f"not a line of CSV ({error})", row=True)
+            yield Skipped(f"{name} line {first + 1}", f"not a line of CSV ({error})", row=True)
+            lines.at = first + 1
             continue
         if not any(field.strip() for field in fields):
             continue
-        if reader.line_num == len(lines) and _is_open(lines[first:], separator):
-            # Without a word, all lines to the end of the file would be one caption.
-            reason = f"its quote is never closed, so lines {first + 1:,} to {len(lines):,} are lost; close it"
+        if reason := _stray_quote(lines.all[first : lines.at], separator, len(header), lines.at == len(lines.all)):
             yield Skipped(f"{name} line {first + 1}", reason, row=True)
+            lines.at = first + 1  # without this, all lines to the next quote would be one caption
             continue
         if len(fields) > len(header):
             reason = f"{len(fields)} fields, the header has {len(header)}; a caption with {separator!r} needs quotes"
-            yield Skipped(f"{name} line {reader.line_num}", reason, row=True)
+            yield Skipped(f"{name} line {first + 1}", reason, row=True)
             continue
         yield dict(zip(header, fields, strict=False))
 
 
-def _is_open(lines: list[str], separator: str) -> bool:
-    """Whether the last record of a CSV ends inside quotes."""
+class _Lines:
+    """The lines of a file for csv.reader, a few at a time; ``at`` is the next one and can be put back."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.all = lines
+        self.at = self.stop = 0
+
+    def allow(self, n: int) -> None:
+        """Give ``n`` lines more, and then end as if the file ended there."""
+        self.stop = min(self.at + n, len(self.all))
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.at >= self.stop:
+            raise StopIteration
+        self.at += 1
+        return self.all[self.at - 1]
+
+
+def _stray_quote(lines: list[str], separator: str, n_columns: int, is_last: bool) -> str:
+    """Why the first of the ``lines`` of one record has a quote that is none, or an empty string.
+
+    A caption of several lines is one that csv's strict rules understand, and none of whose later lines looks like a row
+    of its own.
+    """
+    if len(lines) == 1 and not is_last:
+        return ""
     try:
         list(csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
-        return "unexpected end of data" in str(error)
-    return False
+        if _OPEN in str(error):
+            return "its quote is never closed; close it, or double it if it belongs to the caption"
+        if len(lines) > 1:
+            return "its quote swallows the lines below; close it, or double it if it belongs to the caption"
+    if len(lines) > 1 and _has_rows(lines, separator, n_columns):
+        return "its quote swallows the rows below; close it, or double it if it belongs to the caption"
+    return ""
+
+
+def _has_rows(lines: list[str], separator: str, n_columns: int) -> bool:
+    """Whether a line behind the first one, read alone, has all columns as the first has, and names of files (endings,
+    addresses) where the first has them."""
+
+    def alone(line: str, quoting: int = csv.QUOTE_MINIMAL) -> list[str]:
+        try:
+            return next(csv.reader([line], delimiter=separator, skipinitialspace=True, quoting=quoting), [])
+        except csv.Error:
+            return []
+
+    def files(fields: list[str]) -> set[tuple[int, str]]:
+        found = ((place, _LIKE_A_FILE.match(field.strip())) for place, field in enumerate(fields))
+        return {(place, (match[1] or "").lower()) for place, match in found if match}
+
+    first = [fields for fields in (alone(lines[0]), alone(lines[0], csv.QUOTE_NONE)) if len(fields) == n_columns]
+    wanted = {file for fields in first for file in files(fields)}
+    if not wanted and len(alone(lines[0])) != n_columns:
+        return False
+    rows = (fields for line in lines[1:] if len(fields := alone(line)) == n_columns)
+    return any(not wanted or wanted & files(fields) for fields in rows)
 
 
 def _header(text: str, separator: str) -> list[str]:

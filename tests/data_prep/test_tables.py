@@ -190,13 +190,55 @@ def test_missing_table_and_unknown_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", ['1.jpg,"never closed\n2.jpg,b\n3.jpg,c\n', '1.jpg,"never closed'])
-def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path, last: str) -> None:
+def test_a_quote_that_is_never_closed_loses_its_own_line_only(tmp_path: Path, last: str) -> None:
     pictures(tmp_path, 4)
     source = read_table(table(tmp_path, 'image,caption\n0.jpg,"closed\nlater"\n' + last))
-    assert [r.captions for r in source.records] == [("closed later",)]
+    assert [r.captions for r in source.records] == [("closed later",), ("b",), ("c",)][: last.count("\n") or 1]
     assert [s.file for s in source.skipped] == ["captions.csv line 4"]
     assert "never closed" in source.skipped[0].reason
     assert said(table(tmp_path, 'image,caption\n0.jpg,"all\nis closed"', "b.csv")) == {"0.jpg": ("all is closed",)}
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        '1.jpg,"tis a cat\n2.jpg,two dogs\n3.jpg,"three, birds"\n',  # closed where another quote opens
+        '1.jpg,"tis a cat, on a mat\n2.jpg,two dogs\n3.jpg,"three, birds"\n',
+        '1.jpg,"tis a cat\n2.jpg,two dogs\n3.jpg,three inches 3"\n',  # strict rules understand this one
+    ],
+)
+def test_a_stray_quote_loses_its_own_line_only(tmp_path: Path, stray: str) -> None:
+    pictures(tmp_path, 6)
+    source = read_table(table(tmp_path, f"image,caption\n0.jpg,zero\n{stray}4.jpg,four\n5.jpg,five\n"))
+    assert [r.meta["file"] for r in source.records] == ["0.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
+    assert [s.file for s in source.skipped] == ["captions.csv line 3"]
+    assert "quote" in source.skipped[0].reason and source.skipped[0].row
+
+
+def test_a_stray_quote_in_a_first_column_of_captions(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    source = read_table(table(tmp_path, 'caption,image\n"tis a cat,0.jpg\ntwo,1.jpg\n3 inches 3",2.jpg\n'))
+    assert [r.captions for r in source.records] == [("two",), ('3 inches 3"',)]
+    assert [s.file for s in source.skipped] == ["captions.csv line 2"]
+
+
+def test_quoted_captions_of_several_lines_are_kept(tmp_path: Path) -> None:
+    pictures(tmp_path, 4)
+    text = (
+        'image,caption\n0.jpg,"a dog,\nrunning, fast\n\nand ""far"""\n1.jpg,"one\ntwo"\n2.jpg,plain\n3.jpg,"x\ny, z"\n'
+    )
+    source = read_table(table(tmp_path, text))
+    assert [r.captions[0] for r in source.records] == ['a dog, running, fast and "far"', "one two", "plain", "x y, z"]
+    assert not source.skipped
+    turned = 'caption,image\n"a dog, big\nruns, fast",0.jpg\n"b\nc",1.jpg\n'
+    assert said(table(tmp_path, turned, "b.csv")) == {"0.jpg": ("a dog, big runs, fast",), "1.jpg": ("b c",)}
+
+
+def test_many_stray_quotes_are_read_in_linear_time(tmp_path: Path) -> None:
+    """Each line closes the quote before it and opens another, so that every record reaches to the end of the file."""
+    pictures(tmp_path, 1)
+    source = read_table(table(tmp_path, "image,caption\n0.jpg,good\n" + 'b","\n' * 1500))
+    assert len(source.records) == 1 and len(source.skipped) == 1500
 
 
 def test_pictures_inside_parquet_stay_there_until_they_are_needed(tmp_path: Path) -> None:
