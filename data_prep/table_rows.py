@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import parse_json
 from data_prep.cells import columns_of_bytes, rows_with_cells
 from data_prep.records import Skipped
 
@@ -27,6 +27,8 @@ def table_rows(
     path: Path, separator: str | None, encoding: str | None, image_columns: tuple[str, ...]
 ) -> tuple[list[str], Iterator[Row | Skipped]]:
     """Column names of the table at ``path`` and its rows; a row that cannot be read comes as ``Skipped``.
+
+    A name that several columns of a CSV have comes as often, and rows have a list of their fields under it.
 
     Args:
         path: the table; its suffix says which format it has.
@@ -44,6 +46,11 @@ def table_rows(
     raise ClipkitError(
         f"{path}: not a table that can be read; expected a name that ends in {', '.join(TABLE_SUFFIXES)}"
     )
+
+
+def repeated(columns: list[str]) -> str:
+    """The first name that two columns have, or an empty string."""
+    return next((name for place, name in enumerate(columns) if name and name in columns[:place]), "")
 
 
 def _csv_rows(
@@ -103,7 +110,16 @@ def _csv_body(
             reason = f"{len(fields)} fields, the header has {len(header)}; a caption with {separator!r} needs quotes"
             yield Skipped(f"{name} line {first + 1}", reason, row=True)
             continue
-        yield dict(zip(header, fields, strict=False))
+        yield _row(header, fields)
+
+
+def _row(header: list[str], fields: list[str]) -> Row:
+    """A row by its columns; columns of one name become a list, so that several captions are all kept."""
+    row: Row = dict(zip(header, fields, strict=False))
+    if len(row) < len(fields):
+        for name in {name for name in header if name and header.count(name) > 1}:
+            row[name] = [field for column, field in zip(header, fields, strict=False) if column == name]
+    return row
 
 
 class _Lines:
@@ -197,7 +213,7 @@ def _json_rows(path: Path, encoding: str | None) -> tuple[list[str], Iterator[Ro
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             rows.append(Skipped(f"{path.name} line {number}", f"not valid JSON ({error})", row=True))
             continue
@@ -220,6 +236,8 @@ def _parquet_rows(path: Path, image_columns: tuple[str, ...]) -> tuple[list[str]
     except (pa.ArrowException, OSError) as error:
         raise ClipkitError(f"{path}: not a parquet file ({' '.join(str(error).split())})") from None
 
+    if twice := repeated(schema.names):
+        raise ClipkitError(f"{path}: two columns are called {twice!r}; give them different names")
     bytes_columns = columns_of_bytes(schema)
     pictures = [c for c in bytes_columns if c.strip().lower() in {name.strip().lower() for name in image_columns}]
     texts = [c for c in bytes_columns if c not in pictures]  # some programs write text as bytes without saying so

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.captions import clean_caption
+from clipkit.pairs.captions import clean_caption, parse_json
 from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
 from clipkit.pairs.mask import SIDECARS, kept
@@ -273,9 +272,9 @@ def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, An
     meta: dict[str, Any] = {}
     if record:
         try:
-            meta = json.loads(record)
+            meta = parse_json(record)
         except ValueError:
-            raise ClipkitError(f"{where}: its .json is not valid JSON") from None
+            raise ClipkitError(f"{where}: its .json is not valid JSON, or nested too deeply") from None
         if not isinstance(meta, dict):
             raise ClipkitError(f"{where}: its .json holds a {type(meta).__name__}, expected an object")
     stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or []

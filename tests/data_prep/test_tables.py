@@ -273,3 +273,52 @@ def test_a_list_of_addresses_needs_no_header(tmp_path: Path, name: str) -> None:
     if name != "list.tsv":
         (record,) = read_table(tmp_path / name).records
         assert record.captions == ("a dog", "the dog") and record.meta["column 3"] == "0.3"
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    path = table(tmp_path, "image,caption,x,x,,caption,\n0.jpg,one,1,2,,two,\n1.jpg,only\n")
+    source = read_table(path)
+    assert [r.captions for r in source.records] == [("one", "two"), ("only",)]
+    assert source.records[0].meta == {"x": ["1", "2"], "file": "0.jpg"}
+    with pytest.raises(ClipkitError, match=r"captions.csv: 2 columns are called 'image'"):
+        read_table(table(tmp_path, "image,caption,image\n0.jpg,one,1.jpg\n"))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table([["0.jpg"], ["a"], ["b"]], names=["image", "text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ClipkitError, match=r"a.parquet: two columns are called 'text'"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_captions_in_objects_and_what_is_no_caption(tmp_path: Path) -> None:
+    pictures(tmp_path, 6)
+    cells = [
+        [{"raw": "a dog", "tokens": ["a", "dog"]}, {"raw": "the dog"}],
+        {"raw": ["a cat", "the cat"], "tokens": [["a"], ["the"]]},
+        {"caption": "a bird"},
+        {"en": "a fish"},
+        ["a fox", {"id": 3}, ["x"]],
+        7,
+    ]
+    lines = [json.dumps({"image": f"{n}.jpg", "sentences": cell}) for n, cell in enumerate(cells)]
+    source = read_table(table(tmp_path, "\n".join(lines), "c.jsonl"))
+    assert [r.captions for r in source.records] == [
+        ("a dog", "the dog"),
+        ("a cat", "the cat"),
+        ("a bird",),
+        ("a fox",),
+        ("7",),
+    ]
+    assert [("object without raw" in s.reason, "a list" in s.reason) for s in source.skipped] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "deep", ["[" * 100_000, '{"image": "1.jpg", "caption": "b", "x": ' + "[" * 200 + "]" * 200 + "}"]
+)
+def test_json_that_is_nested_too_deeply_is_listed(tmp_path: Path, deep: str) -> None:
+    pictures(tmp_path, 2)
+    source = read_table(table(tmp_path, '{"image": "0.jpg", "caption": "a"}\n' + deep, "deep.jsonl"))
+    assert [r.captions for r in source.records] == [("a",)]
+    assert "nested too deeply" in source.skipped[0].reason
