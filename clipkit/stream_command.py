@@ -148,12 +148,9 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _shown(key: str) -> str:
-    """``key`` in one line that every output can take: line ends, tabs and what is no character are escaped."""
-    if not key.isprintable():
-        key = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in key)
-    encoding = sys.stdout.encoding or "utf-8"
-    return key.encode(encoding, "backslashreplace").decode(encoding)
+def _shown(name: str) -> str:
+    """``name`` in one line: line ends, tabs and what is no character are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _no_texts(chosen: list[tuple[int, int, str]]) -> Tensor:

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.captions import parse_json
@@ -167,7 +167,7 @@ def _has_rows(lines: list[str], separator: str, n_columns: int) -> bool:
     """Whether a line behind the first one, read alone, has all columns as the first has, and names of files (endings,
     addresses) where the first has them."""
 
-    def alone(line: str, quoting: int = csv.QUOTE_MINIMAL) -> list[str]:
+    def alone(line: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[str]:
         try:
             return next(csv.reader([line], delimiter=separator, skipinitialspace=True, quoting=quoting), [])
         except csv.Error:

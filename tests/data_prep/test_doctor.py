@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,17 @@ def test_a_bug_does_not_end_with_the_status_of_findings(
     monkeypatch.setattr("data_prep.doctor.examine", lambda *given: {}["bug"])
     assert main([str(tmp_path)]) == 2
     assert "KeyError: 'bug'" in capsys.readouterr().err
+
+
+def test_names_that_no_output_can_take_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    rows = [{"image": "a.jpg", "caption": "a"}, {"image": "caf\udce9.jpg", "caption": "b"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    with redirect_stdout(out):
+        assert main([str(tmp_path / "a.jsonl"), "--processes", "1"]) == 1
+    out.seek(0)
+    assert "caf\\udce9.jpg: no such file" in out.read()
 
 
 def test_shards_that_cannot_be_read_are_findings_and_the_others_are_looked_at(
