@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,13 +43,12 @@ def pairs_from_config(config: Config) -> Pairs:
         raise ClipkitError("--compare interactions reads a table of users and items: pass --recipe two_tower")
     from clipkit.pairs import join_shards, open_shards
 
-    opened = [open_data(path, config, "train") for path in config.data.train_data.split("::")]
+    names = source_names(config.data.train_data, config.data.train_weights)
+    opened = [open_data(path, config, "train") for path in names]
     splits = [folder for _, folder in opened if folder is not None]
     left_out = tuple(bad for folder in splits for bad in left_out_of(folder))
     if len(opened) > 1:
         train = join_shards([shards for shards, _ in opened], config.data.train_weights)
-    elif config.data.train_weights:
-        raise ClipkitError("--train-weights are for several sources: --train-data A::B")
     else:
         train = opened[0][0]
     held_out: dict[str, ShardSet] = {}
@@ -60,6 +60,20 @@ def pairs_from_config(config: Config) -> Pairs:
             if found:
                 held_out[name] = found[0] if len(found) == 1 else join_shards(found)
     return Pairs(train, held_out, left_out)
+
+
+def source_names(data: str, weights: Sequence[float]) -> list[str]:
+    """The sources of ``A::B``.
+
+    Raises:
+        ClipkitError: one of them is empty, or there are weights for a single one.
+    """
+    names = data.split("::")
+    if not all(name.strip() for name in names):
+        raise ClipkitError(f"{data!r}: a source without a name; expected a path, or several as A::B")
+    if weights and len(names) == 1:
+        raise ClipkitError("--train-weights are for several sources: --train-data A::B")
+    return names
 
 
 def say_left_out(folder: Path | None, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,9 @@ class ClipkitError(ValueError):
 
 def exit_status(run: Callable[[], int | None]) -> int:
     """Run a command; the status it exits with: its own, 2 after a mistake in what it was given, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a file name that is no UTF-8 must not end a command with a traceback
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run() or 0
     except ClipkitError as error:

@@ -217,11 +217,13 @@ def _checked(path: Path, captions: list[tuple[str, ...]], records: list[dict[str
 def _table(path: Path, separator: str | None, encoding: str | None) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and readable rows of a table."""
     from data_prep.records import Skipped
-    from data_prep.table_rows import table_rows
+    from data_prep.table_rows import repeated, table_rows
 
     if not path.is_file():
         raise ClipkitError(f"{path}: no such file; give one table (CSV, TSV, JSONL or parquet)")
     columns, rows = table_rows(path, separator, encoding, (*FIRST, *SECOND, *USER, *ITEM))
+    if twice := repeated(columns):
+        raise ClipkitError(f"{path}: two columns are called {twice!r}; give them different names")
     return columns, [row for row in rows if not isinstance(row, Skipped)]
 
 

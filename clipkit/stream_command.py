@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # a mistyped flag should not wait for torch
 
     from clipkit.pairs import PairBatch, PairReader
 
+_POSITIONS = 2**53  # samples into a stream, far inside what 64 bits can count
+_LARGEST = 4096  # pixels of a view's side
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -59,6 +62,15 @@ class Stream:
         for name in ("workers", "from_step"):
             if getattr(self, name) < 0:
                 raise ClipkitError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 0 or more")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ClipkitError(f"--seed is {self.seed}; it must fit in 64 bits")
+        if (self.from_step + self.steps) * self.batch_size >= _POSITIONS:
+            raise ClipkitError(
+                f"--from-step {self.from_step} with --steps {self.steps} and --batch-size {self.batch_size} is further "
+                f"than anybody trains; the last sample must come before number 2^53"
+            )
+        if self.size > _LARGEST:
+            raise ClipkitError(f"--size is {self.size}; it must be at most {_LARGEST:,} pixels")
         reader = self._reader()
         if self.keys:
             self._print_keys(reader)
@@ -69,12 +81,13 @@ class Stream:
         from functools import partial
 
         from clipkit.config import Config
-        from clipkit.data_option import open_data
+        from clipkit.data_option import open_data, source_names
         from clipkit.pairs import Augment, PairReader, PictureSpec, join_shards
         from clipkit.training.data import read_augmented, read_view
 
         config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)
-        opened = [open_data(path, config, "train")[0] for path in self.shards.split("::")]
+        names = source_names(self.shards, self.train_weights)
+        opened = [open_data(path, config, "train")[0] for path in names]
         shards = join_shards(opened, self.train_weights) if len(opened) > 1 else opened[0]
         spec = PictureSpec(size=self.size)
         crop = self.augment == "crop" and not self.keys
@@ -103,7 +116,7 @@ class Stream:
             for rank, piece in enumerate(pieces):
                 bad |= {b.where: b.reason for b in piece.bad}
                 head = f"{step}\t{rank}" if self.per_rank else f"{step}"
-                print("\n".join(f"{head}\t{reader.shards.key(i)}" for i in piece.image_ids.tolist()))
+                print("\n".join(f"{head}\t{_shown(reader.shards.key(i))}" for i in piece.image_ids.tolist()))
         for reason in bad.values():
             print(f"clipkit: replaced {reason}", file=sys.stderr)
 
@@ -133,6 +146,11 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _shown(name: str) -> str:
+    """``name`` in one line: line ends, tabs and what is no character are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _no_texts(chosen: list[tuple[int, int, str]]) -> Tensor:

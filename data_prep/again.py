@@ -8,10 +8,14 @@ from clipkit.errors import ClipkitError
 from data_prep.records import SPLITS, FileSlice, Record, Skipped, Source
 
 
-def read_shards(path: str | Path) -> Source:
+def read_shards(path: str | Path, pass_by: bool = False) -> Source:
     """Records of the shards at ``path``: a tar, a folder or pattern of them, or a folder with a folder per split.
 
     Masks are honoured: what a filter hides stays behind. Nothing is unpacked, so no name in a tar leads anywhere.
+
+    Args:
+        path: where they are.
+        pass_by: list a shard that cannot be read at all, and go on with the others.
 
     Raises:
         ClipkitError: there are none, or they hold no sample.
@@ -26,7 +30,13 @@ def read_shards(path: str | Path) -> Source:
     skipped: list[Skipped] = []
     for split in splits or [None]:
         for tar in shard_paths(folder / split if split else path):
-            index = kept(load_index(tar))
+            try:
+                index = kept(load_index(tar))
+            except ClipkitError as error:
+                if not pass_by:
+                    raise
+                skipped.append(Skipped(str(tar), str(error).removeprefix(f"{tar}: ")))
+                continue
             skipped += [Skipped(str(tar), problem) for problem in index.problems]
             shards = ShardSet([index], str(tar))
             for row, key in enumerate(index.keys):

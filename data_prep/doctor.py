@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import tyro
 
-from clipkit.errors import exit_status
+from clipkit.errors import ClipkitError, exit_status
 from clipkit.inputs import parse_flags
 from data_prep.checks import CHECKS, Finding, expected_false_negatives, shards_in_a_batch
 from data_prep.engine import cores
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job() -> int:
         options = parse_flags(Options, sys.argv[1:] if arguments is None else arguments, "clipkit doctor")
+        for flag, value in (("--batch-size", options.batch_size), ("--processes", options.processes)):
+            if value is not None and value < 1:
+                raise ClipkitError(f"{flag} is {value}; it must be at least 1")
         processes = options.processes or cores()
         data = examine(options.path, options.config, options.batch_size, processes, options.reading)
         findings = diagnose(data)
@@ -58,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1 if findings else 0
 
-    return exit_status(job)
+    try:
+        return exit_status(job)
+    except Exception:  # a bug, whose status must not be that of findings
+        traceback.print_exc()
+        return 2
 
 
 def _measures(data: Examined) -> dict[str, Any]:

@@ -63,11 +63,11 @@ def examine(
     if path is None and (config is None or config.data.train_data is None):
         raise ClipkitError("nothing to examine: give a data set, or --config with a run that has train_data")
     name = path or str(config.data.train_data if config else "")
-    source = read_source(name, options)
+    source = read_source(name, options, pass_by=True)
     records = [_with_split(record, record.split or "train") for record in source.records]
     skipped = list(source.skipped)
     if config is not None and config.data.val_data is not None:
-        held_out = read_source(config.data.val_data, options)
+        held_out = read_source(config.data.val_data, options, pass_by=True)
         records += [_with_split(record, "val") for record in held_out.records if record.split != "train"]
         skipped += held_out.skipped
     facts = _facts(records, processes)

@@ -44,7 +44,7 @@ def read_dataset(folder: Path, rows: RowOptions) -> Source:
         ClipkitError: a file of it is damaged, a column is not there, or no row can be used.
     """
     if is_saved(folder):
-        files = [(split, path) for split, part in _saved_parts(folder) for path in sorted(part.glob("*.arrow"))]
+        files = [(split, path) for split, part in _saved_parts(folder) for path in _arrow_files(part)]
     else:
         files = [(_split_of(path.relative_to(folder).as_posix()), path) for path in _parquet_files(folder)]
     if not files:
@@ -100,6 +100,20 @@ def _saved_parts(folder: Path) -> list[tuple[str | None, Path]]:
         return [(_split_of(name), folder / name) for name in names]
     except (ValueError, KeyError, TypeError):
         raise ClipkitError(f"{folder / 'dataset_dict.json'}: damaged; save the data set again") from None
+
+
+def _arrow_files(part: Path) -> list[Path]:
+    """The files of a saved split: those in its state.json, as ``map`` and ``filter`` leave others beside them."""
+    state = part / "state.json"
+    try:
+        listed = json.loads(state.read_bytes()).get("_data_files") if state.is_file() else None
+        named = [part / entry["filename"] for entry in listed or []]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ClipkitError(f"{state}: damaged; save the data set again") from None
+    for path in named:
+        if not path.is_file():
+            raise ClipkitError(f"{path}: no such file, but {state} names it; save the data set again")
+    return named or sorted(path for path in part.glob("*.arrow") if not path.name.startswith("cache-"))
 
 
 def _parquet_files(folder: Path) -> Iterator[Path]:

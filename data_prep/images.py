@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.index import MAX_PIXELS
 from data_prep.looks import Look, look_of
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter of a gigabyte of RGB
 KEPT = {
     "JPEG": "jpg",
     "MPO": "jpg",

@@ -12,7 +12,7 @@ from typing import Any
 from clipkit.errors import ClipkitError
 from data_prep.records import Record, Skipped, Source
 
-Row = tuple[str, list[str], str | None, dict[str, Any]]
+Row = tuple[str, list[Any], str | None, dict[str, Any]]
 """Picture, captions, split, what else is known."""
 
 _SPLITS = {"train": "train", "restval": "train", "dev": "val", "val": "val", "valid": "val", "test": "test"}
@@ -34,33 +34,50 @@ def read_json(path: Path, image_root: Path | None) -> Source:
     Raises:
         ClipkitError: it is neither, or none of its pictures is there.
     """
+    skipped: list[Skipped] = []
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         images = content["images"]
-        if "annotations" in content:
-            said: dict[Any, list[str]] = {}
-            for annotation in content["annotations"]:
-                said.setdefault(annotation["image_id"], []).append(annotation["caption"])
-            rows: list[Row] = [
-                (image["file_name"], said.get(image["id"], []), None, {"id": image["id"]}) for image in images
-            ]
-        else:
-            rows = [
-                (
-                    str(Path(image.get("filepath", ""), image["filename"])),
-                    [sentence["raw"] for sentence in image["sentences"]],
-                    _SPLITS.get(image.get("split")),
-                    {},
-                )
-                for image in images
-            ]
+        rows = _coco_rows(path, images, content["annotations"], skipped) if "annotations" in content else _rows(images)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         said_so = " ".join(str(error).split()) or type(error).__name__
         raise ClipkitError(
             f"{path}: not a file of captions ({type(error).__name__}: {said_so[:100]}); expected COCO's JSON with "
             f"images and annotations, or Karpathy's with sentences; a JSON object per line goes in a .jsonl"
         ) from None
-    return _records(path, rows, _roots(path, image_root))
+    return _records(path, rows, _roots(path, image_root), skipped)
+
+
+def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]) -> list[Row]:
+    """Rows of COCO's images; what cannot be one goes to ``skipped``."""
+    said: dict[Any, list[Any]] = {image["id"]: [] for image in images}
+    for number, annotation in enumerate(annotations, 1):
+        if annotation["image_id"] in said:
+            said[annotation["image_id"]].append(annotation["caption"])
+        else:
+            reason = f"image_id {annotation['image_id']!r} is none of the images"
+            skipped.append(Skipped(f"{path.name} annotation {number:,}", reason, row=True))
+    rows: list[Row] = []
+    for number, image in enumerate(images, 1):
+        file = image["file_name"]
+        if isinstance(file, str) and file and "\0" not in file:
+            rows.append((file, said[image["id"]], None, {"id": image["id"]}))
+        else:
+            skipped.append(Skipped(f"{path.name} image {number:,}", f"its file_name is {file!r:.80}, not a name"))
+    return rows
+
+
+def _rows(images: Any) -> list[Row]:
+    """Rows of Karpathy's images."""
+    return [
+        (
+            str(Path(image.get("filepath", ""), image["filename"])),
+            [sentence["raw"] for sentence in image["sentences"]],
+            _SPLITS.get(image.get("split")),
+            {},
+        )
+        for image in images
+    ]
 
 
 def is_token_file(path: Path) -> bool:
@@ -112,6 +129,10 @@ def _roots(path: Path, image_root: Path | None) -> list[Path]:
     return [*near, *(folder / name for folder in near for name in [*named, *_PICTURE_FOLDERS])]
 
 
+def _spaced(caption: str) -> str:
+    return " ".join(caption.split())
+
+
 def _records(
     path: Path,
     rows: Iterable[Row],
@@ -126,12 +147,14 @@ def _records(
         if not os.path.isfile(where):  # the folder that had the last one probably has this one too
             root = next((r for r in roots if (r / file).is_file()), root)
             where = os.path.normpath(root / file)
-        captions = tuple(dict.fromkeys(c for caption in said if (c := " ".join(str(caption).split()))))
+        captions = tuple(dict.fromkeys(c for caption in said if isinstance(caption, str) and (c := _spaced(caption))))
+        odd = [caption for caption in said if not isinstance(caption, str)]
         if not os.path.isfile(where):
             skipped.append(Skipped(where, "no such file"))
         elif not captions:
             skipped.append(Skipped(where, "no caption in the file of captions"))
         else:
+            skipped += [Skipped(where, f"a caption that is {json.dumps(c)[:80]}, not a text", row=True) for c in odd]
             records.append(Record(f"{len(records):08d}", Path(where), captions, {**meta, "file": file}, split))
     if not records:
         first = f" ({skipped[0].file}: {skipped[0].reason})" if skipped else ""

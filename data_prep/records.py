@@ -9,7 +9,10 @@ from typing import Any
 
 from clipkit.errors import ClipkitError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# What Pillow cannot read everywhere (HEIC) is among them, so that it is listed and not passed over.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+)
 SPLITS = ("train", "val", "test")
 
 

@@ -118,13 +118,18 @@ def scores_path(shard: Path) -> Path:
 def _row(sample: Measured, languages: bool) -> dict[str, Any]:
     lengths = [words(caption) for caption in sample.captions]
     return {
-        "key": sample.key,
+        "key": _utf8(sample.key),
         **dict(zip(SIDES, sample.sides, strict=True)),
         "bytes": sample.bytes,
         "captions": len(sample.captions),
         "shortest_words": min(lengths, default=0),
         "longest_words": max(lengths, default=0),
         "language": language_of(sample.captions) if languages else None,
-        "copy_of": sample.copy_of,
-        "label": None if sample.label is None else str(sample.label),
+        "copy_of": None if sample.copy_of is None else _utf8(sample.copy_of),
+        "label": None if sample.label is None else _utf8(str(sample.label)),
     }
+
+
+def _utf8(text: str) -> str:
+    """``text`` as parquet can hold it: bytes of a file name that are no UTF-8, and halves of characters, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

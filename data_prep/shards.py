@@ -194,7 +194,8 @@ def _dataset(
         split["captions"] += receipt["captions"]
         split["shards"] += 1
         digest.update(f"{task.path.parent.name} {receipt['fingerprint']}\n".encode())
-    labels = {records[sample.row].meta.get("label") for samples in plan.splits.values() for sample in samples}
+    found = (records[sample.row].meta.get("label") for samples in plan.splits.values() for sample in samples)
+    labels = {str(label) if isinstance(label, list | dict) else label for label in found}
     return {
         "format": DATASET_FORMAT,
         "splits": splits,

@@ -44,8 +44,13 @@ class SourceOptions:
     limits: tyro.conf.OmitArgPrefixes[FetchLimits] = field(default_factory=FetchLimits)
 
 
-def read_source(path: str | Path, options: SourceOptions | None = None) -> Source:
+def read_source(path: str | Path, options: SourceOptions | None = None, pass_by: bool = False) -> Source:
     """Records of a source, by what it is.
+
+    Args:
+        path: a table, a folder, shards, a name on the Hugging Face hub.
+        options: how to read it.
+        pass_by: list shards that cannot be read at all, and go on with the others.
 
     Raises:
         ClipkitError: there is no such file or folder, it cannot be read, or nothing in it can be used.
@@ -57,13 +62,13 @@ def read_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
             f"--template {options.template!r} has no {{}} where the label goes; an example: {TEMPLATE!r}"
         )
     if where.is_dir():
-        return _read_folder(where, options)
+        return _read_folder(where, options, pass_by)
     if where.suffix.lower() == ".tar" or any(c in str(path) for c in "*?["):
-        return read_shards(path)
+        return read_shards(path, pass_by)
     if where.is_file():
         return _read_file(where, options)
     if re.search(r"\{.*(\.\.|,).*\}", str(path)):
-        return read_shards(path)
+        return read_shards(path, pass_by)
     hint = did_you_mean(str(path), [STARTER])
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not where.parent.exists() and not where.suffix:
         return read_dataset(fetch_dataset(str(path), cache_dir()), _row_options(options))
@@ -72,9 +77,9 @@ def read_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     )
 
 
-def _read_folder(where: Path, options: SourceOptions) -> Source:
+def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
     if any(where.glob("*.tar")) or any(where.glob("*/*.tar")):
-        return read_shards(where)
+        return read_shards(where, pass_by)
     if is_saved(where):
         return read_dataset(where, _row_options(options))
     for name in _METADATA:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.cache import DAMAGED_NPZ
 from clipkit.errors import ClipkitError
 from data_prep.files import whole_file
 from data_prep.images import Encoding, Picture, checked_picture
@@ -159,16 +160,17 @@ def stage(task: StageTask) -> Facts:
 
 
 def read_facts(path: Path, inputs: str) -> Facts | None:
-    """Facts of the piece at ``path`` if they were made from ``inputs``, else None."""
+    """Facts of the piece at ``path`` if they are whole and were made from ``inputs``, else None."""
     try:
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))
             if header["inputs"] != inputs or path.with_suffix(".bin").stat().st_size < header["bytes"]:
                 return None
             columns = {name: stored[name] for name in _COLUMNS}
-    except (OSError, ValueError, KeyError):
+            reasons = {int(row): (why, mendable) for row, why, mendable in header["reasons"]}
+    except DAMAGED_NPZ:  # a power failure leaves such files
         return None
-    return Facts(columns, {int(row): (why, mendable) for row, why, mendable in header["reasons"]})
+    return Facts(columns, reasons)
 
 
 def joined(pieces: Sequence[Facts]) -> Facts:

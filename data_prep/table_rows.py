@@ -5,25 +5,30 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import parse_json
 from data_prep.cells import columns_of_bytes, rows_with_cells
 from data_prep.records import Skipped
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 SEPARATORS = (",", "\t", ";", "|")
 Row = dict[str, Any]
+_LONGEST = 1000  # lines of one record of a CSV; what has more is a quote that nobody closed
+_OPEN = "unexpected end of data"  # what csv says of lines that end inside quotes
+_LIKE_A_FILE = re.compile(r"https?://|\S*(\.[A-Za-z]\w{2,3})$")
 
 
 def table_rows(
     path: Path, separator: str | None, encoding: str | None, image_columns: tuple[str, ...]
 ) -> tuple[list[str], Iterator[Row | Skipped]]:
     """Column names of the table at ``path`` and its rows; a row that cannot be read comes as ``Skipped``.
+
+    A name that several columns of a CSV have comes as often, and rows have a list of their fields under it.
 
     Args:
         path: the table; its suffix says which format it has.
@@ -41,6 +46,11 @@ def table_rows(
     raise ClipkitError(
         f"{path}: not a table that can be read; expected a name that ends in {', '.join(TABLE_SUFFIXES)}"
     )
+
+
+def repeated(columns: list[str]) -> str:
+    """The first name that two columns have, or an empty string."""
+    return next((name for place, name in enumerate(columns) if name and name in columns[:place]), "")
 
 
 def _csv_rows(
@@ -72,42 +82,107 @@ def _names(first: list[str]) -> list[str]:
 def _csv_body(
     name: str, text: str, separator: str, header: list[str], has_header: bool = True
 ) -> Iterator[Row | Skipped]:
-    csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of the rest of the file
+    csv.field_size_limit(2**31 - 1)  # a quote that is never closed makes one field of many lines
     # newline="" leaves line ends alone, as csv asks for: a quoted caption may contain one.
-    lines = list(io.StringIO(text, newline=""))
+    lines = _Lines(list(io.StringIO(text, newline="")))
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     if has_header:
+        lines.allow(_LONGEST)
         next(reader, None)
     while True:
-        first = reader.line_num
+        first = lines.at
+        lines.allow(_LONGEST)
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Skipped(f"{name} line {reader.line_num}", f"not a line of CSV ({error})", row=True)
+            yield Skipped(f"{name} line {first + 1}", f"not a line of CSV ({error})", row=True)
+            lines.at = first + 1
             continue
         if not any(field.strip() for field in fields):
             continue
-        if reader.line_num == len(lines) and _is_open(lines[first:], separator):
-            # Without a word, all lines to the end of the file would be one caption.
-            reason = f"its quote is never closed, so lines {first + 1:,} to {len(lines):,} are lost; close it"
+        if reason := _stray_quote(lines.all[first : lines.at], separator, len(header), lines.at == len(lines.all)):
             yield Skipped(f"{name} line {first + 1}", reason, row=True)
+            lines.at = first + 1  # without this, all lines to the next quote would be one caption
             continue
         if len(fields) > len(header):
             reason = f"{len(fields)} fields, the header has {len(header)}; a caption with {separator!r} needs quotes"
-            yield Skipped(f"{name} line {reader.line_num}", reason, row=True)
+            yield Skipped(f"{name} line {first + 1}", reason, row=True)
             continue
-        yield dict(zip(header, fields, strict=False))
+        yield _row(header, fields)
 
 
-def _is_open(lines: list[str], separator: str) -> bool:
-    """Whether the last record of a CSV ends inside quotes."""
+def _row(header: list[str], fields: list[str]) -> Row:
+    """A row by its columns; columns of one name become a list, so that several captions are all kept."""
+    row: Row = dict(zip(header, fields, strict=False))
+    if len(row) < len(fields):
+        for name in {name for name in header if name and header.count(name) > 1}:
+            row[name] = [field for column, field in zip(header, fields, strict=False) if column == name]
+    return row
+
+
+class _Lines:
+    """The lines of a file for csv.reader, a few at a time; ``at`` is the next one and can be put back."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.all = lines
+        self.at = self.stop = 0
+
+    def allow(self, n: int) -> None:
+        """Give ``n`` lines more, and then end as if the file ended there."""
+        self.stop = min(self.at + n, len(self.all))
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.at >= self.stop:
+            raise StopIteration
+        self.at += 1
+        return self.all[self.at - 1]
+
+
+def _stray_quote(lines: list[str], separator: str, n_columns: int, is_last: bool) -> str:
+    """Why the first of the ``lines`` of one record has a quote that is none, or an empty string.
+
+    A caption of several lines is one that csv's strict rules understand, and none of whose later lines looks like a row
+    of its own.
+    """
+    if len(lines) == 1 and not is_last:
+        return ""
     try:
         list(csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
-        return "unexpected end of data" in str(error)
-    return False
+        if _OPEN in str(error):
+            return "its quote is never closed; close it, or double it if it belongs to the caption"
+        if len(lines) > 1:
+            return "its quote swallows the lines below; close it, or double it if it belongs to the caption"
+    if len(lines) > 1 and _has_rows(lines, separator, n_columns):
+        return "its quote swallows the rows below; close it, or double it if it belongs to the caption"
+    return ""
+
+
+def _has_rows(lines: list[str], separator: str, n_columns: int) -> bool:
+    """Whether a line behind the first one, read alone, has all columns as the first has, and names of files (endings,
+    addresses) where the first has them."""
+
+    def alone(line: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[str]:
+        try:
+            return next(csv.reader([line], delimiter=separator, skipinitialspace=True, quoting=quoting), [])
+        except csv.Error:
+            return []
+
+    def files(fields: list[str]) -> set[tuple[int, str]]:
+        found = ((place, _LIKE_A_FILE.match(field.strip())) for place, field in enumerate(fields))
+        return {(place, (match[1] or "").lower()) for place, match in found if match}
+
+    first = [fields for fields in (alone(lines[0]), alone(lines[0], csv.QUOTE_NONE)) if len(fields) == n_columns]
+    wanted = {file for fields in first for file in files(fields)}
+    if not wanted and len(alone(lines[0])) != n_columns:
+        return False
+    rows = (fields for line in lines[1:] if len(fields := alone(line)) == n_columns)
+    return any(not wanted or wanted & files(fields) for fields in rows)
 
 
 def _header(text: str, separator: str) -> list[str]:
@@ -138,7 +213,7 @@ def _json_rows(path: Path, encoding: str | None) -> tuple[list[str], Iterator[Ro
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             rows.append(Skipped(f"{path.name} line {number}", f"not valid JSON ({error})", row=True))
             continue
@@ -161,6 +236,8 @@ def _parquet_rows(path: Path, image_columns: tuple[str, ...]) -> tuple[list[str]
     except (pa.ArrowException, OSError) as error:
         raise ClipkitError(f"{path}: not a parquet file ({' '.join(str(error).split())})") from None
 
+    if twice := repeated(schema.names):
+        raise ClipkitError(f"{path}: two columns are called {twice!r}; give them different names")
     bytes_columns = columns_of_bytes(schema)
     pictures = [c for c in bytes_columns if c.strip().lower() in {name.strip().lower() for name in image_columns}]
     texts = [c for c in bytes_columns if c not in pictures]  # some programs write text as bytes without saying so

@@ -1,8 +1,8 @@
 """CSV, TSV, JSONL and parquet tables of pictures and captions.
 
 Two columns matter: one names the picture (or holds its bytes, in parquet), one holds a caption or a list of
-them. Rows of the same picture are one record, in the order of first appearance. Every other column goes to
-``meta``. A list of addresses and captions needs no header.
+them; several columns of captions may have one name in a CSV. Rows of the same picture are one record, in the
+order of first appearance. Every other column goes to ``meta``. A list of addresses and captions needs no header.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ IMAGE_COLUMNS = (
     "img_url",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence", "sentences", "comment", "raw", "alt_text")
+SAID = ("raw", "caption", "text")  # where an object holds its caption
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
@@ -90,6 +91,9 @@ def read_table(
     caption_column = find_column(path, columns, caption_column, CAPTION_COLUMNS, "captions", "caption")
     if split_column is not None:
         split_column = find_column(path, columns, split_column, (), "splits", "split")
+    for column in (image_column, split_column):
+        if column is not None and columns.count(column) > 1:
+            raise ClipkitError(f"{path}: {columns.count(column)} columns are called {column!r}; give them other names")
     root = Path(image_root) if image_root is not None else None
     options = RowOptions(image_column, caption_column, split_column, root, limits or FetchLimits())
     return grouped_records(path, rows, image_column, caption_column, options)
@@ -130,8 +134,13 @@ def grouped_records(
                 skipped.append(Skipped(identity, reason))
             continue
         assert image is not None
-        captions = _captions(row.get(caption_column))
+        captions, odd = caption_texts(row.get(caption_column))
         split = row.get(split_column) if split_column else None
+        if odd:
+            reason = f"a caption that is {odd} (row {n_rows} of {path.name}); expected a text"
+            skipped.append(Skipped(identity, reason, row=True))
+            if not captions:
+                continue
         if not captions:
             skipped.append(Skipped(identity, f"empty caption (row {n_rows} of {path.name})", row=True))
             continue
@@ -214,11 +223,27 @@ def _path_in(cell: Any) -> str | None:
     return cell.get("path") if isinstance(cell, dict) else None
 
 
-def _captions(cell: Any) -> list[str]:
-    """Captions of a cell, with white space (newlines too) made single spaces; empty ones are dropped."""
-    cells = cell if isinstance(cell, list | tuple) else [cell]
-    cleaned = (" ".join(str(c).split()) for c in cells if c is not None and not _is_nan(c))
-    return [c for c in cleaned if c]
+def caption_texts(cell: Any) -> tuple[list[str], str]:
+    """Captions of a cell, with white space (newlines too) made single spaces, and what else was in their place: of an
+    object the text under one of ``SAID`` is taken. Empty ones are dropped."""
+    captions: list[str] = []
+    odd = ""
+    for said in _flat(cell):
+        if isinstance(said, str | int | float):
+            captions += [text] if (text := " ".join(str(said).split())) else []
+        else:
+            odd = f"an object without {', '.join(SAID)}" if isinstance(said, dict) else f"a {type(said).__name__}"
+    return captions, odd
+
+
+def _flat(cell: Any) -> Iterator[Any]:
+    """What is in a cell: a value, or those of a list, and for an object what it says."""
+    for said in cell if isinstance(cell, list | tuple) else [cell]:
+        if isinstance(said, dict):
+            found = next((said[name] for name in SAID if said.get(name) not in (None, "", [])), said)
+            yield from found if isinstance(found, list | tuple) else [found]
+        elif said is not None and not _is_nan(said):
+            yield said
 
 
 def _is_nan(value: Any) -> bool:

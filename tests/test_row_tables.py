@@ -38,6 +38,7 @@ def test_sentences_of_a_table(tmp_path: Path) -> None:
         ("a.csv", "x,y\n1,2\n", "no column of sentences among x, y; pass --caption-column, or name it sentence1"),
         ("a.txt", "\n \n", "not one sentence"),
         ("a.csv", "text\n\n", "not one sentence"),
+        ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
     ],
 )
 def test_what_is_wrong_with_sentences_is_said(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -76,9 +77,34 @@ def test_speed(folder: Path) -> None:
         (("--batch-size", 500), "--batch-size 150"),
         (("--batch-size", 2, "--ranks", 3), "number of processes"),
         (("--keyz",), "--keyz"),
+        (("--seed", 2**63), "--seed is 9223372036854775808; it must fit in 64 bits"),
+        (("--from-step", 10**18), "--from-step 1000000000000000000 with --steps"),
+        (("--from-step", 10**22), "--from-step"),
+        (("--size", 100_000), "--size is 100000; it must be at most 4,096"),
+        (("--train-weights", 1, 2), "--train-weights are for several sources"),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, arguments: tuple[object, ...], words: str) -> None:
     status, _, err = said(folder, *arguments)
     assert status == 2 and words in err and len(err.splitlines()) == 1, err
     assert said("nowhere")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["", "::", "A::", "::A", " "])
+def test_a_source_without_a_name_is_refused(folder: Path, name: str) -> None:
+    status, _, err = said(name.replace("A", str(folder)), "--batch-size", 10)
+    assert status == 2 and "a source without a name" in err and len(err.splitlines()) == 1, err
+
+
+def test_keys_are_one_line_each_for_every_output(
+    tmp_path: Path, write_tar: Callable[..., Path], picture: Callable[..., bytes]
+) -> None:
+    names = ["new\nline", "t\tab", "caf\udce9", "größe"]
+    members = [(f"{n}.{e}", data) for i, n in enumerate(names) for e, data in (("jpg", picture(i)), ("txt", b"a"))]
+    path = write_tar(tmp_path / "a.tar", members, tarfile.GNU_FORMAT)
+    for encoding, last in (("utf-8", "größe"), ("ascii", "gr\\xf6\\xdfe")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with redirect_stdout(out):
+            assert main(["stream", str(path), "--batch-size", "4", "--steps", "1", "--keys"]) == 0
+        out.seek(0)
+        assert out.read().splitlines() == ["0\tnew\\nline", "0\tt\\tab", "0\tcaf\\udce9", f"0\t{last}"]

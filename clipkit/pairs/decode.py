@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.index import MAX_PIXELS
 from clipkit.pairs.vision import F
-
-MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
 
 Decode = Literal["fast", "reference"]
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from clipkit.cache import atomic_write, cache_dir
+from clipkit.cache import DAMAGED_NPZ, atomic_write, cache_dir
 from clipkit.errors import ClipkitError
 from clipkit.pairs.remote import Remote, read_whole
 from clipkit.pairs.tar import Damage, read_members, scan_members
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-INDEX_FORMAT = 1
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "jpe", "avif")
+MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
+INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.npz"
 _REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
 _REMOTE_STRETCH = 1 << 23
@@ -50,7 +50,10 @@ def build_index(path: Path | Remote) -> ShardIndex:
     if isinstance(path, Remote):
         members, damages = scan_members(path.read, path.size, _REMOTE_AHEAD, _REMOTE_STRETCH)
     else:
-        members, damages = read_members(path)
+        try:
+            members, damages = read_members(path)
+        except OSError as error:
+            raise ClipkitError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not members and damages:
         raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
     problems = [_damage(d) for d in damages]
@@ -99,6 +102,8 @@ def build_index(path: Path | Remote) -> ShardIndex:
 
 
 def _damage(damage: Damage) -> str:
+    if damage.start == damage.stop:
+        return f"{damage.reason}; copy or make it again if samples are missing"
     return f"bytes {damage.start}-{damage.stop} are damaged ({damage.reason}); samples there are lost"
 
 
@@ -127,7 +132,7 @@ def load_index(path: Path | Remote) -> ShardIndex:
     }
     for place in places:
         try:
-            with atomic_write(place) as file:
+            with atomic_write(place, durable=False) as file:
                 np.savez(file, header=json.dumps(header), spans=index.spans)
             break
         except OSError:
@@ -153,5 +158,5 @@ def _read_index(path: Path | Remote, place: Path | IO[bytes]) -> tuple[ShardInde
             header = json.loads(str(stored["header"]))
             fields = (header["keys"], header["extensions"], stored["spans"], header["problems"], header["fingerprint"])
             return ShardIndex(path, *fields), header["stamp"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED_NPZ:
         return None

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.cache import atomic_write
+from clipkit.cache import DAMAGED_NPZ, atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import INDEX_SUFFIX, ShardIndex
 from clipkit.pairs.remote import Remote, read_whole
@@ -61,9 +60,10 @@ def kept(index: ShardIndex) -> ShardIndex:
     try:
         with np.load(place, allow_pickle=False) as stored:
             header, keep_N = json.loads(str(stored["header"])), stored["keep"].astype(bool)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            made_for = header["keys"]
+    except DAMAGED_NPZ:
         raise ClipkitError(f"{path}: not a mask of samples; delete it, or run `clipkit filter` again") from None
-    if header.get("keys") != _digest(index):
+    if made_for != _digest(index) or keep_N.shape != (len(index),):
         raise ClipkitError(f"{path}: made for other samples than the shard has; delete it, or run `clipkit filter`")
     (rows,) = keep_N.nonzero()
     fingerprint = hashlib.blake2b(index.fingerprint.encode() + np.packbits(keep_N).tobytes(), digest_size=16)

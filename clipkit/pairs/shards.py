@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.captions import clean_caption
+from clipkit.pairs.captions import clean_caption, parse_json
 from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
 from clipkit.pairs.mask import SIDECARS, kept
@@ -228,6 +228,10 @@ def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
 
 def remote_shards(url: str) -> list[Remote]:
     """The tars behind ``url``, in order: one, those of a pattern, or those of a folder that the server can list."""
+    if not url.partition("://")[2].strip("/"):
+        raise ClipkitError(
+            f"{url}: an address without a place; expected one such as {url.partition(':')[0]}://host/000.tar"
+        )
     if _BRACES.search(url):
         import braceexpand
 
@@ -253,15 +257,26 @@ def shard_paths(path: str | Path) -> list[Path]:
         paths = sorted(Path(p) for p in glob.glob(text) if not p.endswith(SIDECARS))
         if not paths:
             raise ClipkitError(f"{text}: no file matches")
-        return paths
+        return _checked(paths)
     if Path(text).is_file():
         return [Path(text)]
     if Path(text).is_dir():
-        paths = sorted(Path(text).glob("*.tar"))
+        paths = sorted(p for p in Path(text).glob("*.tar") if not p.name.startswith("."))  # ._000.tar is macOS's
         if not paths:
             raise ClipkitError(f"{text}: no *.tar shards in this folder")
-        return paths
+        return _checked(paths)
     raise ClipkitError(f"{text}: no such file or folder")
+
+
+def _checked(paths: list[Path]) -> list[Path]:
+    """``paths``, all of which are files."""
+    for path in paths:
+        if path.is_dir():
+            raise ClipkitError(f"{path}: a folder and not a tar; move it away or name the shards")
+        if not path.is_file():
+            what = f"a link to {os.readlink(path)}, where no file is" if path.is_symlink() else "not a regular file"
+            raise ClipkitError(f"{path}: {what}; remove it or put the tar there")
+    return paths
 
 
 def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -273,9 +288,9 @@ def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, An
     meta: dict[str, Any] = {}
     if record:
         try:
-            meta = json.loads(record)
+            meta = parse_json(record)
         except ValueError:
-            raise ClipkitError(f"{where}: its .json is not valid JSON") from None
+            raise ClipkitError(f"{where}: its .json is not valid JSON, or nested too deeply") from None
         if not isinstance(meta, dict):
             raise ClipkitError(f"{where}: its .json holds a {type(meta).__name__}, expected an object")
     stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or []

@@ -22,6 +22,8 @@ _EXTENDED = (b"x", b"g", b"L", b"K")  # PAX records and GNU long names: they spe
 _BODILESS = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no body follows, whatever their size says
 _SCAN = 1 << 20  # bytes read at a time while looking for the next header
 _ZEROS = bytes(BLOCK)
+_RECORD = 20 * BLOCK  # tarfile, webdataset and GNU tar pad an archive to a multiple of this
+_DIGITS = 20  # of the longest number in a PAX record
 
 Read = Callable[[int, int], bytes]
 """(offset, size) -> bytes of a file; fewer only at its end."""
@@ -51,7 +53,7 @@ class Members:
 
 
 class Damage(NamedTuple):
-    """Bytes [start, stop) of a tar that could not be understood, and why."""
+    """Bytes [start, stop) of a tar that could not be understood, and why; no bytes where its end is missing."""
 
     start: int
     stop: int
@@ -68,8 +70,10 @@ def read_members(path: str | os.PathLike[str]) -> tuple[Members, list[Damage]]:
 def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRETCH) -> tuple[Members, list[Damage]]:
     """All regular members of a tar of ``total`` bytes and every damaged stretch, in file order.
 
-    Understands ustar with prefix, PAX ``path`` and ``size`` records, and GNU long names. Two zero blocks end the
-    archive as the format says, unless a header follows them (concatenated tars): then the walk goes on.
+    Understands ustar with prefix, PAX ``path`` and ``size`` records, and GNU long names. Zero blocks end the archive.
+    What follows them is read too: it is another archive (concatenated tars) where it begins as far behind as writers
+    pad, and otherwise the zeros are reported, as samples may have been there. An archive without zero blocks at its end
+    is reported as well: it may have been cut short.
 
     Args:
         read: gives the tar's bytes.
@@ -78,7 +82,8 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRE
     """
     members = Members()
     damages: list[Damage] = []
-    position = extended = base = count = 0
+    position = extended = base = count = archive = 0
+    is_open = False  # whether the last thing seen is a member, behind which an end mark should come
     buffer = b""
     long_name: str | None = None
     pax: dict[str, str] = {}
@@ -99,25 +104,33 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRE
         header = buffer[at : at + BLOCK]
         count += 1
         if header == _ZEROS:
-            position = _next_nonzero(read, position, total)
+            after = _next_nonzero(read, position, total)
+            is_open = False
+            if after < total:
+                if long_name is None and not pax and _is_end_mark(position, after, archive):
+                    archive = after
+                else:
+                    damages.append(Damage(position, after, "zeros where a tar header should be"))
+                long_name, pax = None, {}
+            position = after
             continue
         size = _size(header) if _is_header(header) else None
         if size is None:
             found = _find_header(read, position + BLOCK, total)
             damages.append(Damage(position, found, "not a tar header"))
-            position, long_name, pax = found, None, {}
+            position, long_name, pax, is_open = found, None, {}, False
             continue
         kind = header[156:157]
         body = position + BLOCK
         if kind in _BODILESS:
             size = 0
-        elif kind not in _EXTENDED and pax.get("size", "").isdigit():
-            size = int(pax["size"])
+        elif kind not in _EXTENDED and _is_number(told := pax.get("size", "")):
+            size = int(told)
         if body + size > total:
             # A header inside the claimed body means that the size is wrong; otherwise the file was cut short.
             found = _find_header(read, body, total)
             damages.append(Damage(position, found, f"{_name(header)}: {size} bytes go past the end of the file"))
-            position, long_name, pax = found, None, {}
+            position, long_name, pax, is_open = found, None, {}, False
             continue
         if kind in _EXTENDED:
             extended = position
@@ -132,12 +145,20 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRE
             members.names.append(pax.get("path") or long_name or _name(header))
             members.offsets.append(body)
             members.sizes.append(size)
-        position, long_name, pax = body + _padded(size), None, {}
-    if 0 < total - position < BLOCK:
-        damages.append(Damage(position, total, "the file ends inside a block"))
+        position, long_name, pax, is_open = body + _padded(size), None, {}, True
+    if position != total:
+        damages.append(Damage(total // BLOCK * BLOCK, total, "the file ends inside a block"))
     elif long_name is not None or pax:
         damages.append(Damage(extended, total, "the file ends between an extended header and its member"))
+    elif is_open:
+        damages.append(Damage(total, total, "the file ends without an end mark, it may have been cut short"))
     return members, damages
+
+
+def _is_end_mark(start: int, stop: int, archive: int) -> bool:
+    """Whether zeros [start, stop) between two archives, the first of which begins at ``archive``, are what a writer
+    puts there: two blocks, and padding to whole records from most writers."""
+    return stop - start == 2 * BLOCK or (stop - start > 2 * BLOCK and (stop - archive) % _RECORD == 0)
 
 
 def _padded(size: int) -> int:
@@ -172,16 +193,21 @@ def _is_header(block: bytes) -> bool:
     return adler32(block) & 0xFFFF == (1 + stored + sum(field) - 8 * 0x20) % 65521
 
 
+def _is_number(text: str | bytes) -> bool:
+    """Whether ``text`` is a decimal number of a length that a tar may have; not all that ``isdigit`` takes for one."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS
+
+
 def _pax(data: bytes) -> dict[str, str]:
     records = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or int(length) <= len(length) + 1:
+    at = 0
+    while (space := data.find(b" ", at, at + _DIGITS + 1)) >= 0:
+        length = data[at:space]
+        if not _is_number(length) or int(length) <= len(length) + 1:
             break
-        entry = data[len(length) + 1 : int(length) - 1]
-        key, _, value = entry.partition(b"=")
+        key, _, value = data[space + 1 : at + int(length) - 1].partition(b"=")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[int(length) :]
+        at += int(length)
     return records
 
 

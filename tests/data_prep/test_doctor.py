@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,49 @@ def test_the_command_on_shards_and_tables(tmp_path: Path, capsys: pytest.Capture
     assert main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main([]) == 2 and "give a data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--processes"])
+@pytest.mark.parametrize("value", ["0", "-5"])
+def test_numbers_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    assert main([str(tmp_path), flag, value]) == 2
+    assert capsys.readouterr().err == f"clipkit: {flag} is {value}; it must be at least 1\n"
+
+
+def test_a_bug_does_not_end_with_the_status_of_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data_prep.doctor.examine", lambda *given: {}["bug"])
+    assert main([str(tmp_path)]) == 2
+    assert "KeyError: 'bug'" in capsys.readouterr().err
+
+
+def test_names_that_no_output_can_take_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    rows = [{"image": "a.jpg", "caption": "a"}, {"image": "caf\udce9.jpg", "caption": "b"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    with redirect_stdout(out):
+        assert main([str(tmp_path / "a.jsonl"), "--processes", "1"]) == 1
+    out.seek(0)
+    assert "caf\\udce9.jpg: no such file" in out.read()
+
+
+def test_shards_that_cannot_be_read_are_findings_and_the_others_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = [Record(str(i), picture(i), (f"picture {i}.",)) for i in range(20)]
+    write_shards(fine, tmp_path / "d", 10)
+    (tmp_path / "d" / "train" / "000002.tar").write_bytes(b"")
+    (tmp_path / "d" / "train" / "000003.tar").write_bytes(b"no tar" * 1000)
+    assert main([str(tmp_path / "d"), "--batch-size", "4", "--processes", "1", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    (finding,) = said["findings"]
+    assert finding["check"] == "unreadable" and finding["count"] == 2 and said["splits"] == {"train": 20}
+    assert "000002.tar: an empty file" in finding["examples"][0] and "000003.tar: not a tar" in finding["examples"][1]
+    for number in (0, 1):
+        (tmp_path / "d" / "train" / f"{number:06d}.tar").unlink()
+    assert main([str(tmp_path / "d")]) == 2 and "000002.tar: an empty file" in capsys.readouterr().err
 
 
 def test_the_command_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from data_prep_helpers import picture as picture_of
 from data_prep_helpers import pictures
 
 from clipkit.errors import ClipkitError
@@ -21,6 +23,32 @@ def test_captions_beside_the_pictures(tmp_path: Path) -> None:
     assert [r.captions for r in source.records] == [("a dog", "a second caption")]
     assert source.records[0].meta == {"file": "deep/er/0.jpg"}
     assert [s.file for s in source.skipped] == [str(second), str(third)]
+
+
+def test_pictures_with_rarer_endings_are_used_or_listed(tmp_path: Path) -> None:
+    endings = ["jpe", "jfif", "avif", "heic", "HEIF", "tif"]
+    for picture, ending in zip(pictures(tmp_path / "in", len(endings)), endings, strict=True):
+        picture.rename(picture.with_suffix(f".{ending}"))
+        picture.with_suffix(".txt").write_text(f"of {ending}")
+    (tmp_path / "in" / "3.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    summary = prepare(tmp_path / "in", tmp_path / "out", processes=1)
+    assert summary.samples == 5
+    assert "3.heic" in summary.first_skipped[0].file and "not a picture" in summary.first_skipped[0].reason
+
+
+def test_a_class_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    except OSError:
+        pytest.skip("names are UTF-8 here")
+    (picture,) = pictures(tmp_path / "cat", 1)
+    picture.rename(tmp_path / os.fsdecode(b"caf\xe9") / "1.jpg")
+    pictures(tmp_path / "cat", 1)[0].write_bytes(picture_of(3))
+    assert prepare(tmp_path, tmp_path / "out", processes=1).samples == 2
+    assert pq.read_table(tmp_path / "out" / "train" / "000000.tar.scores.parquet")["label"].to_pylist() == [
+        "caf\\udce9",
+        "cat",
+    ]
 
 
 def test_class_folders_and_template(tmp_path: Path) -> None:

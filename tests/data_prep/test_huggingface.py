@@ -44,6 +44,23 @@ def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
     assert stored[1]["json"] == {"captions": ["c"], "file": "1.jpg"}
 
 
+@pytest.mark.parametrize("state", [{}, {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}])
+def test_files_that_map_and_filter_left_are_no_data(tmp_path: Path, state: dict[str, object]) -> None:
+    saved(tmp_path / "d", table(0, 2, text=["a", "b"]))
+    saved(tmp_path / "other", table(0, 2, text=["A", "B"]))
+    (tmp_path / "other" / "data-00000-of-00001.arrow").rename(tmp_path / "d" / "cache-0123456789abcdef.arrow")
+    (tmp_path / "d" / "state.json").write_text(json.dumps(state))
+    assert [r.captions for r in read_source(tmp_path / "d").records] == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize("state", ["{", "[]", '{"_data_files": [1]}', '{"_data_files": [{"filename": "gone.arrow"}]}'])
+def test_a_damaged_state_is_named(tmp_path: Path, state: str) -> None:
+    saved(tmp_path / "d", table(0, 2, text=["a", "b"]))
+    (tmp_path / "d" / "state.json").write_text(state)
+    with pytest.raises(ClipkitError, match=r"(state|gone).*; save the data set again"):
+        read_source(tmp_path / "d")
+
+
 def test_classes_become_captions(tmp_path: Path) -> None:
     saved(tmp_path / "d", table(0, 3, label=[1, 0, 1]), FEATURES)
     records = read_source(tmp_path / "d").records

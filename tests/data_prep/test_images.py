@@ -75,3 +75,16 @@ def test_options_are_checked() -> None:
     for bad in ({"max_side": 0}, {"quality": 0}, {"quality": 101}, {"format": "gif"}):
         with pytest.raises(ClipkitError, match=f"--{next(iter(bad)).replace('_', '-')} "):
             Encoding(**bad)  # type: ignore[arg-type]
+
+
+def test_pictures_that_training_reads_are_taken_and_larger_ones_are_not() -> None:
+    from clipkit.pairs.decode import MAX_PIXELS
+
+    def blank(width: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("1", (width, 12_000)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    assert checked_picture(blank(8_000), verify=False).size == (8_000, 12_000)
+    with pytest.raises(ClipkitError, match="decompression bomb"):
+        checked_picture(blank(MAX_PIXELS // 12_000 + 1), verify=False)

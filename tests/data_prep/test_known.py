@@ -25,6 +25,24 @@ def test_coco(tmp_path: Path) -> None:
     assert [s.reason for s in source.skipped] == ["no caption in the file of captions", "no such file", "no such file"]
 
 
+def test_coco_with_holes(tmp_path: Path) -> None:
+    """Captions that are null, files without a name, annotations of no image: listed, and the rest is used."""
+    pictures(tmp_path, 3)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(["0.jpg", "1.jpg", None, 7, "a\0b.jpg"])]
+    notes = [{"image_id": n, "caption": said} for n, said in [(0, "a"), (0, None), (1, None), (2, "b"), (99, "c")]]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    source = read_source(tmp_path / "coco.json")
+    assert [r.captions for r in source.records] == [("a",)]
+    assert [(Path(s.file).name, s.reason) for s in source.skipped] == [
+        ("coco.json annotation 5", "image_id 99 is none of the images"),
+        ("coco.json image 3", "its file_name is None, not a name"),
+        ("coco.json image 4", "its file_name is 7, not a name"),
+        ("coco.json image 5", "its file_name is 'a\\x00b.jpg', not a name"),
+        ("0.jpg", "a caption that is null, not a text"),
+        ("1.jpg", "no caption in the file of captions"),
+    ]
+
+
 def test_karpathy(tmp_path: Path) -> None:
     pictures(tmp_path / "images", 3)
     images = [

@@ -23,9 +23,11 @@ from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.shards import open_shards
+from data_prep.images import Encoding
 from data_prep.planning import PlanRule, SplitRule
 from data_prep.records import Record
 from data_prep.shards import write_shards
+from data_prep.stage import read_facts, stage, stage_tasks
 from data_prep.workplace import Workplace, is_whole
 
 
@@ -67,6 +69,31 @@ def test_dataset_json(tmp_path: Path) -> None:
         "extra": 1,
     }
     assert json.loads(json.dumps(summary.to_dict()))["splits"]["train"]["samples"] == 5
+
+
+def test_labels_of_any_kind(tmp_path: Path) -> None:
+    labels = [["a", 1], {"x": 2}, 3, None, "half \ud83d"]
+    given = [Record(str(i), picture(i), ("c",), {"label": label}) for i, label in enumerate(labels)]
+    write_shards(given, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "dataset.json").read_bytes())
+    assert said["labels"] == [3, "['a', 1]", "half \ud83d", "{'x': 2}"]
+    assert [s["json"]["label"] for s in samples(tmp_path / "out").values()] == labels
+
+
+def test_staged_pictures_whose_facts_are_damaged_are_staged_again(tmp_path: Path) -> None:
+    """What a power failure leaves of a preparation that was interrupted."""
+    (task,) = stage_tasks(records(3), tmp_path, Encoding(), True, True)
+    before = stage(task)
+    place = task.path.with_suffix(".npz")
+    whole = place.read_bytes()
+    cut = [whole[:n] for n in (*range(0, 200, 7), *range(200, len(whole), 301))]
+    flipped = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(0, len(whole), 23)]
+    for data in [*cut, bytes(len(whole)), *flipped]:
+        place.write_bytes(data)
+        read = read_facts(task.path, task.inputs)
+        assert read is None or all((read[name] == before[name]).all() for name in before.columns)
+    place.write_bytes(whole[: len(whole) // 2])
+    assert (stage(task)["content"] == before["content"]).all() and place.read_bytes() == whole
 
 
 def test_clipkit_and_webdataset_read_them(tmp_path: Path) -> None:

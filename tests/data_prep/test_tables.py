@@ -190,13 +190,55 @@ def test_missing_table_and_unknown_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", ['1.jpg,"never closed\n2.jpg,b\n3.jpg,c\n', '1.jpg,"never closed'])
-def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path, last: str) -> None:
+def test_a_quote_that_is_never_closed_loses_its_own_line_only(tmp_path: Path, last: str) -> None:
     pictures(tmp_path, 4)
     source = read_table(table(tmp_path, 'image,caption\n0.jpg,"closed\nlater"\n' + last))
-    assert [r.captions for r in source.records] == [("closed later",)]
+    assert [r.captions for r in source.records] == [("closed later",), ("b",), ("c",)][: last.count("\n") or 1]
     assert [s.file for s in source.skipped] == ["captions.csv line 4"]
     assert "never closed" in source.skipped[0].reason
     assert said(table(tmp_path, 'image,caption\n0.jpg,"all\nis closed"', "b.csv")) == {"0.jpg": ("all is closed",)}
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        '1.jpg,"tis a cat\n2.jpg,two dogs\n3.jpg,"three, birds"\n',  # closed where another quote opens
+        '1.jpg,"tis a cat, on a mat\n2.jpg,two dogs\n3.jpg,"three, birds"\n',
+        '1.jpg,"tis a cat\n2.jpg,two dogs\n3.jpg,three inches 3"\n',  # strict rules understand this one
+    ],
+)
+def test_a_stray_quote_loses_its_own_line_only(tmp_path: Path, stray: str) -> None:
+    pictures(tmp_path, 6)
+    source = read_table(table(tmp_path, f"image,caption\n0.jpg,zero\n{stray}4.jpg,four\n5.jpg,five\n"))
+    assert [r.meta["file"] for r in source.records] == ["0.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
+    assert [s.file for s in source.skipped] == ["captions.csv line 3"]
+    assert "quote" in source.skipped[0].reason and source.skipped[0].row
+
+
+def test_a_stray_quote_in_a_first_column_of_captions(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    source = read_table(table(tmp_path, 'caption,image\n"tis a cat,0.jpg\ntwo,1.jpg\n3 inches 3",2.jpg\n'))
+    assert [r.captions for r in source.records] == [("two",), ('3 inches 3"',)]
+    assert [s.file for s in source.skipped] == ["captions.csv line 2"]
+
+
+def test_quoted_captions_of_several_lines_are_kept(tmp_path: Path) -> None:
+    pictures(tmp_path, 4)
+    text = (
+        'image,caption\n0.jpg,"a dog,\nrunning, fast\n\nand ""far"""\n1.jpg,"one\ntwo"\n2.jpg,plain\n3.jpg,"x\ny, z"\n'
+    )
+    source = read_table(table(tmp_path, text))
+    assert [r.captions[0] for r in source.records] == ['a dog, running, fast and "far"', "one two", "plain", "x y, z"]
+    assert not source.skipped
+    turned = 'caption,image\n"a dog, big\nruns, fast",0.jpg\n"b\nc",1.jpg\n'
+    assert said(table(tmp_path, turned, "b.csv")) == {"0.jpg": ("a dog, big runs, fast",), "1.jpg": ("b c",)}
+
+
+def test_many_stray_quotes_are_read_in_linear_time(tmp_path: Path) -> None:
+    """Each line closes the quote before it and opens another, so that every record reaches to the end of the file."""
+    pictures(tmp_path, 1)
+    source = read_table(table(tmp_path, "image,caption\n0.jpg,good\n" + 'b","\n' * 1500))
+    assert len(source.records) == 1 and len(source.skipped) == 1500
 
 
 def test_pictures_inside_parquet_stay_there_until_they_are_needed(tmp_path: Path) -> None:
@@ -231,3 +273,52 @@ def test_a_list_of_addresses_needs_no_header(tmp_path: Path, name: str) -> None:
     if name != "list.tsv":
         (record,) = read_table(tmp_path / name).records
         assert record.captions == ("a dog", "the dog") and record.meta["column 3"] == "0.3"
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    path = table(tmp_path, "image,caption,x,x,,caption,\n0.jpg,one,1,2,,two,\n1.jpg,only\n")
+    source = read_table(path)
+    assert [r.captions for r in source.records] == [("one", "two"), ("only",)]
+    assert source.records[0].meta == {"x": ["1", "2"], "file": "0.jpg"}
+    with pytest.raises(ClipkitError, match=r"captions.csv: 2 columns are called 'image'"):
+        read_table(table(tmp_path, "image,caption,image\n0.jpg,one,1.jpg\n"))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table([["0.jpg"], ["a"], ["b"]], names=["image", "text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ClipkitError, match=r"a.parquet: two columns are called 'text'"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_captions_in_objects_and_what_is_no_caption(tmp_path: Path) -> None:
+    pictures(tmp_path, 6)
+    cells = [
+        [{"raw": "a dog", "tokens": ["a", "dog"]}, {"raw": "the dog"}],
+        {"raw": ["a cat", "the cat"], "tokens": [["a"], ["the"]]},
+        {"caption": "a bird"},
+        {"en": "a fish"},
+        ["a fox", {"id": 3}, ["x"]],
+        7,
+    ]
+    lines = [json.dumps({"image": f"{n}.jpg", "sentences": cell}) for n, cell in enumerate(cells)]
+    source = read_table(table(tmp_path, "\n".join(lines), "c.jsonl"))
+    assert [r.captions for r in source.records] == [
+        ("a dog", "the dog"),
+        ("a cat", "the cat"),
+        ("a bird",),
+        ("a fox",),
+        ("7",),
+    ]
+    assert [("object without raw" in s.reason, "a list" in s.reason) for s in source.skipped] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "deep", ["[" * 100_000, '{"image": "1.jpg", "caption": "b", "x": ' + "[" * 200 + "]" * 200 + "}"]
+)
+def test_json_that_is_nested_too_deeply_is_listed(tmp_path: Path, deep: str) -> None:
+    pictures(tmp_path, 2)
+    source = read_table(table(tmp_path, '{"image": "0.jpg", "caption": "a"}\n' + deep, "deep.jsonl"))
+    assert [r.captions for r in source.records] == [("a",)]
+    assert "nested too deeply" in source.skipped[0].reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs import mask
 from clipkit.pairs.index import load_index
 from clipkit.pairs.mask import mask_path, write_mask
 from clipkit.pairs.shards import open_shards
@@ -54,6 +56,19 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path, write_shards: Write) 
         open_shards(other)
     mask_path(other / "000000.tar").write_bytes(b"junk")
     with pytest.raises(ClipkitError, match=r"keep.npz: not a mask"):
+        open_shards(other)
+    hide(other / "000000.tar", [0])
+    whole = mask_path(other / "000000.tar").read_bytes()
+    for at in range(0, len(whole), 3):
+        mask_path(other / "000000.tar").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            assert len(open_shards(other)) == 3
+        except ClipkitError as error:
+            assert "keep.npz: not a mask" in str(error)
+    keys = mask._digest(load_index(other / "000000.tar"))
+    with open(mask_path(other / "000000.tar"), "wb") as file:
+        np.savez(file, header=json.dumps({"keys": keys}), keep=np.ones(9, bool))
+    with pytest.raises(ClipkitError, match=r"keep.npz: made for other samples"):
         open_shards(other)
     hide(folder / "000000.tar", [0, 1, 2])
     with pytest.raises(ClipkitError, match=r"filters hide every sample; run `clipkit filter`"):

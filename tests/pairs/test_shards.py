@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs import ShardSet, open_shards, shards
+from clipkit.pairs.index import load_index
 
 Write = Callable[..., Path]
 
@@ -156,6 +158,28 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, write_shards: Write, jun
     assert [s.captions for s in open_shards(folder)] == before
 
 
+def test_an_index_with_any_wrong_byte_is_built_again(tmp_path: Path, write_shards: Write) -> None:
+    """zipfile and numpy have many ways to fail: none of them may stop a run."""
+    path = write_shards(tmp_path / "s", 1, 3) / "000000.tar"
+    before = load_index(path)
+    place = path.with_name("000000.tar.index.npz")
+    whole, draw = place.read_bytes(), random.Random(0)
+    cut = [whole[:n] for n in range(0, len(whole), 97)]
+    flipped = [(at, 1 << draw.randrange(8)) for at in draw.sample(range(len(whole)), 300)]
+    for data in [*cut, *(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :] for at, bit in flipped)]:
+        place.write_bytes(data)
+        after = load_index(path)
+        assert after.keys == before.keys and after.fingerprint == before.fingerprint
+
+
+def test_a_new_index_does_not_wait_for_the_disk(
+    tmp_path: Path, write_shards: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: pytest.fail("an index can be built again"))
+    assert len(open_shards(write_shards(tmp_path / "s", 1, 3))) == 3
+    assert (tmp_path / "s" / "000000.tar.index.npz").is_file()
+
+
 def test_a_folder_that_cannot_be_written_to(
     tmp_path: Path, write_shards: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +245,26 @@ def test_mistakes_name_the_file_and_the_fix(tmp_path: Path, write_shards: Write,
     assert "nopair.tar" in said and ".txt" in said and ".jpg" in said
     said = message(write_tar(tmp_path / "nothing.tar", []))
     assert "nothing.tar" in said
+    assert "an address without a place" in message("http://") and "an address without a place" in message("s3:///")
+    (folder / "._000000.tar").write_bytes(b"of macOS")
+    assert len(open_shards(folder)) == 4
+    (folder / "000002.tar").symlink_to(tmp_path / "gone.tar")
+    for path in (folder, f"{folder}/0*.tar"):
+        said = message(path)
+        assert "000002.tar: a link to" in said and "gone.tar" in said
+    (folder / "000002.tar").unlink()
+    (folder / "000002.tar").mkdir()
+    assert "000002.tar: a folder and not a tar" in message(folder)
+
+
+def test_json_that_is_nested_too_deeply_is_an_error_that_names_its_sample(tmp_path: Path, write_tar: Write) -> None:
+    for record in (b"[" * 200_000, b'{"caption": "a", "x": ' + b"[" * 200 + b"]" * 200 + b"}"):
+        path = write_tar(tmp_path / "a.tar", [("k.jpg", b"x"), ("k.json", record)])
+        with pytest.raises(ClipkitError, match=r"a.tar/k.jpg: its .json is not valid JSON, or nested too deeply"):
+            open_shards(path).read(0)
+        path.unlink()
+    many = json.dumps({"caption": "a", "boxes": [[1, 2, 3, 4]] * 300}).encode()
+    assert open_shards(write_tar(tmp_path / "b.tar", [("k.jpg", b"x"), ("k.json", many)])).read_captions(0) == ("a",)
 
 
 def test_a_shard_cut_after_indexing_is_noticed(tmp_path: Path, write_shards: Write) -> None:
