@@ -101,9 +101,12 @@ class Calibrate:
             found = picture_paths([str(folder)])
             paths += found
             labels += [None if folder.name == self.none else folder.name] * len(found)
+        bad = _unreadable(paths)
+        list_skipped(list(bad.values()))
+        whole = [(path, label) for path, label in zip(paths, labels, strict=True) if path not in bad]
         model = self.model.load()
         classifier = model.classifier(names, as_templates(self.templates))
-        report = classifier.calibrate(paths, labels)
+        report = classifier.calibrate([path for path, _ in whole], [label for _, label in whole])
         written = {"model": model.name, "fingerprint": model_fingerprint(model), "labels": names,
                    "templates": list(classifier.templates), **report.to_dict()}  # fmt: skip
         write_output(self.output, json.dumps(written, indent=2, ensure_ascii=False))
@@ -116,6 +119,19 @@ class Calibrate:
         others = f", {report.none_found:.1%} of the others are found" if report.none_found is not None else ""
         print(f"{NONE} below {report.none_below:.1%}: {report.known_kept:.1%} of the classes' pictures stay{others}")
         print(f"try next  clipkit classify PICTURES --calibration {self.output} --model {self.model.model}")
+
+
+def _unreadable(paths: list[Path]) -> dict[Path, str]:
+    """Of ``paths`` those that hold no whole picture, and why."""
+    from clipkit.pairs import decode_image
+
+    found: dict[Path, str] = {}
+    for path in paths:
+        try:
+            decode_image(path.read_bytes(), str(path))
+        except (OSError, ClipkitError) as error:
+            found[path] = str(error)
+    return found
 
 
 def _calibrated(option: ModelOption, path: str) -> Classifier:

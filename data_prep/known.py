@@ -51,12 +51,15 @@ def read_json(path: Path, image_root: Path | None) -> Source:
 def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]) -> list[Row]:
     """Rows of COCO's images; what cannot be one goes to ``skipped``."""
     said: dict[Any, list[Any]] = {image["id"]: [] for image in images}
-    for number, annotation in enumerate(annotations, 1):
+    orphans = []
+    for annotation in annotations:
         if annotation["image_id"] in said:
             said[annotation["image_id"]].append(annotation["caption"])
         else:
-            reason = f"image_id {annotation['image_id']!r} is none of the images"
-            skipped.append(Skipped(f"{path.name} annotation {number:,}", reason, row=True))
+            orphans.append(annotation["image_id"])
+    if orphans:  # one entry: lists of some of COCO's images often keep all of its annotations
+        reason = f"{len(orphans):,} annotations are of no image in the list, the first of image_id {orphans[0]!r}"
+        skipped.append(Skipped(path.name, reason, row=True))
     rows: list[Row] = []
     for number, image in enumerate(images, 1):
         file = image["file_name"]

@@ -19,7 +19,7 @@ WORK = ".work"
 MASK = ".keep.npz"
 FILTERS = "filters.json"
 CARD = ("data_card.md", "stats.json", "contact_sheet.jpg")
-_PATIENCE = 2.0  # seconds that another preparation is waited for
+_PATIENCE = 10.0  # seconds that another preparation is waited for
 
 
 def is_whole(out: str | Path) -> bool:

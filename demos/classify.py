@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from clipkit.inference import Aligner
 from clipkit.inference.calibration import SavedCalibration, read_calibration
 from demos.download import csv_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, pictures_field, text_file_field
+from demos.fields import AT_ONCE, GROUP, pictures_field, real_field, text_file_field
 from demos.inputs import check_pictures, check_text, read_lines, read_pictures, user_errors, verdicts
 from demos.render import bars_html
 
@@ -108,7 +107,7 @@ def classify_page(model: Aligner, examples: Examples, calibration: SavedCalibrat
                 )
             with gr.Accordion("None of these, and calibration", open=calibration is not None):
                 with gr.Row():
-                    none_below = gr.Number(
+                    none_below = real_field(
                         calibration.none_below if calibration else 0,
                         label="None of these below",
                         info="probability from 0 to 1; 0: never",
@@ -116,7 +115,7 @@ def classify_page(model: Aligner, examples: Examples, calibration: SavedCalibrat
                         min_width=120,
                         elem_id="classify-none",
                     )
-                    temperature = gr.Number(
+                    temperature = real_field(
                         calibration.temperature if calibration else 1,
                         label="Temperature",
                         info="1: as the model is; more: less sure",
@@ -168,7 +167,7 @@ def read_templates(text: str | None) -> list[str]:
 
 def check_threshold(value: float | None) -> float:
     """A probability; an empty field is 0."""
-    share = float(value or 0)
+    share = _number(value, 0.0, "none of these below")
     if not 0 <= share <= 1:
         raise ClipkitError(f"none of these below {share:g}: a probability is a number from 0 to 1")
     return share
@@ -176,7 +175,16 @@ def check_threshold(value: float | None) -> float:
 
 def check_temperature(value: float | None) -> float:
     """A number above 0; an empty field is 1."""
-    temperature = 1.0 if value is None else float(value)
-    if not (temperature > 0 and math.isfinite(temperature)):
+    temperature = _number(value, 1.0, "temperature")
+    if not 1e-6 <= temperature <= 1e6:  # beyond, probabilities are 0, 1, or no numbers
         raise ClipkitError(f"temperature {temperature:g}: give a number above 0; 1 leaves the model as it is")
     return temperature
+
+
+def _number(value: Any, empty: float, what: str) -> float:
+    if value is None or value == "":
+        return empty
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ClipkitError(f"{what}: {value!r} is no number") from None

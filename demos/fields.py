@@ -64,6 +64,11 @@ def number_field(label: str, least: int, most: int, value: int, **options: Any) 
     return _Slider(least, most, value=value, step=1, label=label, **options)
 
 
+def real_field(value: float, label: str, **options: Any) -> gr.Number:
+    """A field for any number."""
+    return _Number(value, label=label, **options)
+
+
 def check_whole(value: Any, label: str, least: int, most: int) -> int:
     """What a ``number_field`` holds.
 
@@ -134,4 +139,5 @@ _Gallery = _uploads_only(
 _File = _uploads_only(gr.File, preprocess=_path, example_payload=lambda self: _TEXT, example_value=lambda self: None)
 # A word that is no choice is for the page's function to refuse: Gradio would answer with a bare status 400
 _Radio = _changed(gr.Radio, preprocess=lambda self, payload: payload)
+_Number = _changed(gr.Number, preprocess=lambda self, payload: payload)
 _Slider = _changed(gr.Slider, preprocess=lambda self, payload: payload)

@@ -53,8 +53,11 @@ def test_calibrate_and_classify(cli: Cli, run: Path, mistake: Any, tmp_path: Pat
             draw(colour, shape).save(root / colour / f"{i}.png")
     (root / "none").mkdir()
     draw("green", "plain").save(root / "none" / "0.png")
+    (root / "red" / "cut.png").write_bytes((root / "red" / "0.png").read_bytes()[:60])
+    (root / ".git").mkdir()
     status, out, err = cli("calibrate", root, "--model", run, "--output", out_file)
-    assert status == 0 and err == ""
+    assert status == 0 and err.count("\n") == 1 and "skipped" in err and "cut.png" in err
+    (root / "red" / "cut.png").unlink()
     assert "12 pictures of 2 classes, 1 of none" in out and "expected calibration error" in out
     made = json.loads(out_file.read_text())
     assert made["labels"] == ["blue", "red"] and made["temperature"] > 0

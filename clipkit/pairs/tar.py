@@ -99,7 +99,7 @@ def scan_members(read: Read, total: int, ahead: int = AHEAD, stretch: int = STRE
                     members.offsets.extend((run.offsets + base).tolist())
                     members.sizes.extend(run.sizes.tolist())
                     count += len(run.names)
-                    position += run.end
+                    position, is_open = position + run.end, True
                     continue
         header = buffer[at : at + BLOCK]
         count += 1

@@ -104,3 +104,19 @@ def test_a_calibration_that_does_not_fit(model: Aligner, tmp_path: Path, capsys:
     own.write_text("[]")
     with pytest.raises(ClipkitError, match="no calibration; make one"):
         find_calibration(model, "runs/x", own)
+
+
+@pytest.mark.parametrize(
+    ("none_below", "temperature", "message"),
+    [
+        ("abc", 1, "none of these below: 'abc' is no number"),
+        (2, 1, "a probability is a number from 0 to 1"),
+        (0, 5e-324, "give a number above 0"),
+        (0, "hot", "temperature: 'hot' is no number"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    client: Client, pictures: Pictures, none_below: object, temperature: object, message: str
+) -> None:
+    with pytest.raises(ERRORS, match=message):
+        client.predict(uploads(pictures["red"]), "red\nblue", "a {}", none_below, temperature, api_name="/classify")
