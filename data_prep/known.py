@@ -58,7 +58,7 @@ def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]
         else:
             orphans.append(annotation["image_id"])
     if orphans:  # one entry: lists of some of COCO's images often keep all of its annotations
-        reason = f"{len(orphans):,} annotations are of no image in the list, the first of image_id {orphans[0]!r}"
+        reason = f"annotations of no image in the list: {len(orphans):,}, the first of image_id {orphans[0]!r}"
         skipped.append(Skipped(path.name, reason, row=True))
     rows: list[Row] = []
     for number, image in enumerate(images, 1):

@@ -34,7 +34,7 @@ def test_coco_with_holes(tmp_path: Path) -> None:
     source = read_source(tmp_path / "coco.json")
     assert [r.captions for r in source.records] == [("a",)]
     assert [(Path(s.file).name, s.reason) for s in source.skipped] == [
-        ("coco.json", "1 annotations are of no image in the list, the first of image_id 99"),
+        ("coco.json", "annotations of no image in the list: 1, the first of image_id 99"),
         ("coco.json image 3", "its file_name is None, not a name"),
         ("coco.json image 4", "its file_name is 7, not a name"),
         ("coco.json image 5", "its file_name is 'a\\x00b.jpg', not a name"),
