@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,17 @@ from machine import write
 from stream_rival import cpu_seconds
 
 from clipkit.inputs import picture_paths
-from clipkit.pairs import Augment, Order, PairReader, PictureSpec, normalize, open_shards
+from clipkit.pairs import (
+    Augment,
+    Order,
+    PairReader,
+    PictureSpec,
+    decode_image,
+    fit,
+    normalize,
+    open_shards,
+    random_crop,
+)
 from clipkit.pairs.index import build_index
 from clipkit.pairs.stream import stream
 from clipkit.training.data import read_augmented, read_tokens, read_view
@@ -47,12 +58,13 @@ def main(folder: str, python: str | None) -> None:
         figures: dict[str, Any] = {
             "pictures": len(pictures),
             "mean_bytes": sum(map(len, pictures)) // len(pictures),
+            "alone_ms": alone(pictures),
             "loaders": loaders(root / "photos", python or rival_python(root)),
             "index_samples_per_cpu_second": index_rate(root),
             "resume_seconds": {str(step): resume_seconds(root / "photos", step) for step in (0, 1000, 10**6, 10**9)},
             "http": over_http(root / "photos", root),
         }
-    for name in ("index_samples_per_cpu_second", "resume_seconds", "http"):
+    for name in ("alone_ms", "index_samples_per_cpu_second", "resume_seconds", "http"):
         print(f"{name}: {figures[name]}")
     write("stream", figures)
 
@@ -95,6 +107,28 @@ def loaders(folder: Path, python: str) -> list[dict[str, Any]]:
                 + f"{ratio:8.2f}"
             )
     return rows
+
+
+def alone(pictures: list[bytes]) -> dict[str, float]:
+    """CPU milliseconds of a picture for what no loader of whole JPEGs does without here: libjpeg-turbo's decoding, and
+    torch's antialiased resize of bytes. The least of five passes."""
+    spec = PictureSpec(size=224)
+    decoded = [decode_image(data) for data in pictures]
+
+    def least(run: Callable[[Any], Any], items: Sequence[Any]) -> float:
+        seconds = []
+        for _ in range(5):
+            begun = time.process_time()
+            for item in items:
+                run(item)
+            seconds.append(time.process_time() - begun)
+        return round(1000 * min(seconds) / len(items), 3)
+
+    return {
+        "decode": least(decode_image, pictures),
+        "train": least(lambda image: random_crop(image, spec, 0, (0.9, 1.0)), decoded),
+        "evaluation": least(lambda image: fit(image, spec), decoded),
+    }
 
 
 def run_json(command: list[str]) -> dict[str, Any]:

@@ -128,3 +128,13 @@ def test_collect_moves_nothing_without_shards(tiny: Path) -> None:
 def test_an_unknown_tracker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ClipkitError, match="--log-with nonsense"):
         make_accelerator(RunConfig(log_with="nonsense"), str(tmp_path))
+
+
+def test_a_second_run_in_processes_that_an_earlier_one_has_parted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {"num_processes": 2})  # and no process group any more
+    with pytest.raises(ClipkitError, match="launch every run of several anew"):
+        make_accelerator(RunConfig(), str(tmp_path))
