@@ -112,7 +112,7 @@ class ModelConfig:
     projector_dim: int = 128
     """Output of the projection head."""
     projector_norm: bool = False
-    """End the projection head with a BatchNorm (SimSiam, MoCo v3). In short runs BYOL learns more with it."""
+    """End the projection head with a BatchNorm without gain and bias (SimSiam, MoCo v3)."""
     predictor: int | None = None
     """Hidden width of the head that predicts the other view's projection (BYOL). Default: none."""
 

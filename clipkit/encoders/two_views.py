@@ -33,8 +33,7 @@ class TwoViewsSettings:
         queue: past keys that are negatives as well (MoCo); 0 for none.
         symmetric: both views are queries, each once; otherwise the first only.
         normalised: end the projection head, too, with a BatchNorm, without gain and bias (Chen & He 2021, SimSiam,
-            section 4.4; MoCo v3). It takes out of the projections what all pictures share, which a predictor alone
-            needs many steps for.
+            section 4.4; MoCo v3), which takes out of the projections what all pictures share.
     """
 
     hidden: int = 512
