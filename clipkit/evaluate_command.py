@@ -109,7 +109,9 @@ class Evaluate:
         ):
             if value < least:
                 raise ClipkitError(f"--{flag} is {value}; it must be at least {least}")
-        for flag, values in (("fractions", tune.fractions), ("epochs", (tune.epochs,)), ("lr", tune.lr)):
+        if not 0 <= tune.epochs < math.inf:
+            raise ClipkitError(f"--epochs is {tune.epochs}; it must be 0 or more, and 0 leaves it to --min-steps")
+        for flag, values in (("fractions", tune.fractions), ("lr", tune.lr)):
             if not values or not all(0 < value < math.inf for value in values):
                 raise ClipkitError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}; it must be above 0")
         if max(tune.fractions) > 1:
