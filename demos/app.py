@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -116,7 +117,8 @@ def serve(app: Pages, host: str = "127.0.0.1", port: int = 7860, block: bool = T
     _check_port(host, port)
     _, address, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True, **settings(app))
     if block:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded is cleared away
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded is cleared away
         print(f"clipkit demo at {address} (stop it with Ctrl-C)", flush=True)
         app.block_thread()
     return address
