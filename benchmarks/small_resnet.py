@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,8 +51,10 @@ class SmallResNet(nn.Module):
         self.bn = nn.BatchNorm2d(WIDTHS[0])
         sizes = zip((WIDTHS[0], *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
         self.blocks = nn.Sequential(*(Block(width, out, stride) for width, out, stride in sizes))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # half the time of a step on a CPU
         return F.adaptive_avg_pool2d(self.blocks(F.relu(self.bn(self.stem(x)), inplace=True)), 2).flatten(1)
 
 

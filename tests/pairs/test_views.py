@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from clipkit.pairs.resize import PictureSpec
-from clipkit.pairs.views import FAMILIES, View, _blurred, draw_views
+from clipkit.pairs.views import _CHANGES, FAMILIES, View, _blurred, _jittered, draw_views
 
 SPEC = PictureSpec(size=32)
 
@@ -72,6 +72,32 @@ def test_strengths_are_bounded_by_the_paper() -> None:
     grey = torch.full((3, 40, 40), 100, dtype=torch.uint8)
     means = torch.tensor([float(still(jitter_share=1.0)(grey, SPEC, s).double().mean()) for s in range(300)])
     assert 57 <= means.min() < 70 and 130 < means.max() <= 141, "brightness 1 +- 0.4, the rest leaves grey as it is"
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("size", [(32, 32), (5, 48), (1, 1)])
+def test_each_change_of_colour_is_torchvisions(place: int, size: tuple[int, int]) -> None:
+    theirs = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)[place]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        picture = F.to_pil_image(torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)))
+        for amount in (-0.5, -0.2, 0.0, 0.1, 0.5) if place == 3 else (0.0, 0.3, 1.0, float(rng.uniform(1, 2))):
+            assert _CHANGES[place](picture, amount).tobytes() == theirs(picture, amount).tobytes(), (seed, amount)
+
+
+def test_the_changes_of_colour_come_in_the_order_and_strength_that_are_drawn() -> None:
+    orders = set()
+    for seed in range(60):
+        view = image(seed, 32)
+        rng = np.random.default_rng(seed)
+        wanted = F.to_pil_image(view)
+        amounts = [rng.uniform(low, high) for low, high in ((0.2, 1.8), (0.6, 1.4), (0.0, 2.5), (-0.1, 0.1))]
+        for place in (order := tuple(rng.permutation(4))):
+            wanted = _CHANGES[place](wanted, amounts[place])
+        orders.add(order)
+        changed = _jittered(view, (0.8, 0.4, 1.5, 0.1), np.random.default_rng(seed))
+        assert torch.equal(changed, F.pil_to_tensor(wanted)), seed
+    assert len(orders) > 15
 
 
 def test_the_families_are_those_of_the_papers() -> None:
