@@ -33,7 +33,7 @@ MANY_STEPS: dict[str, Any] = {"batch_size": 32, "lr": 1e-3, "views": "moco-small
 SETTINGS: dict[str, dict[str, Any]] = {
     "simclr": {},
     "moco": {**MANY_STEPS, "queue": 4096, "momentum": 0.99, "symmetric": True, "view_temperature": 0.1},
-    "byol": {**MANY_STEPS, "momentum": 0.97, "predictor": 256},
+    "byol": {**MANY_STEPS, "momentum": 0.97, "predictor": 256, "wd": 0.1},
     "supcon": {},
 }
 COMMON: dict[str, Any] = {

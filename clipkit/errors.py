@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import sys
 from collections.abc import Callable
 
@@ -31,6 +32,18 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader, as in `clipkit search ... | head`, has seen enough
         sys.stderr.close()
         return 0
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no number of things to ask for.
+
+    Raises:
+        ClipkitError: ``value`` is no whole number, or below 1.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ClipkitError(f"{name} is {value!r}; it must be a whole number")
+    if operator.index(value) < 1:
+        raise ClipkitError(f"{name} is {value}; it must be at least 1")
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

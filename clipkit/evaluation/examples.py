@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import check_count
 from clipkit.evaluation.arrays import as_numpy, indices, unit_rows
 from clipkit.evaluation.ranks import Ranks, retrieval_ranks
 
@@ -42,8 +42,7 @@ def best_pairs(
 
     image_ND, text_MD, image_of_text_M: as for `retrieval`. ranks: of these arrays, if they are known already.
     """
-    if k < 1:
-        raise ClipkitError(f"k is {k}: ask for at least one caption a picture")
+    check_count("k", k)
     ranks = ranks or retrieval_ranks(image_ND, text_MD, image_of_text_M)
     image_ND, text_MD = unit_rows("image_ND", image_ND), unit_rows("text_MD", text_MD)
     owner_M = as_numpy(image_of_text_M)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, check_count
 from clipkit.evaluation.arrays import finite_rows, label_codes
 from clipkit.evaluation.intervals import Interval, bootstrap_class_means, bootstrap_shares, check_draws
 from clipkit.evaluation.ranks import TIE
@@ -154,8 +154,7 @@ def knn(
     train_N, test_M, names = label_codes(
         "train_labels", train_labels, len(train_ND), "test_labels", test_labels, len(test_MD)
     )
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ClipkitError(f"k is {k!r}: ask for at least one neighbour")
+    check_count("k", k)
     if temperature is not None and not 0 < temperature < np.inf:
         raise ClipkitError(f"temperature is {temperature!r}: it must be above 0, or None for plain votes")
     k = min(int(k), len(train_ND))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clipkit.encoders import DualEncoder
 from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, check_count
 from clipkit.evaluation.encoding import encode_captions, inference
 from clipkit.evaluation.templates import classifier_weights
 from clipkit.inference.pictures import as_list, is_single, to_pixels
@@ -155,8 +155,7 @@ class Aligner:
         Raises:
             ClipkitError: something that is no text.
         """
-        single = isinstance(texts, str)
-        captions = [texts] if isinstance(texts, str) else list(texts)
+        single, captions = isinstance(texts, str), _texts(texts)
         for i, caption in enumerate(captions):
             if not isinstance(caption, str):
                 raise ClipkitError(f"texts[{i}] is a {type(caption).__name__}, not a text: {caption!r}")
@@ -205,8 +204,7 @@ class Aligner:
         Raises:
             ClipkitError: an empty pool, an empty caption, k below 1, or an unreadable picture.
         """
-        if k < 1:
-            raise ClipkitError(f"k is {k}; it must be at least 1")
+        check_count("k", k)
         captions = list(dict.fromkeys(_texts(pool)))
         if not captions:
             raise ClipkitError("the pool is empty: give captions to choose from")
@@ -240,4 +238,8 @@ class Aligner:
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        return [texts]
+    if not hasattr(texts, "__iter__"):
+        raise ClipkitError(f"{texts!r} is no text: give a text, or a list of texts")
+    return list(texts)

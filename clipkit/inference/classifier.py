@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, check_count
 from clipkit.evaluation import classifier_weights
 from clipkit.evaluation.templates import check_class_names, check_templates
 from clipkit.inference.calibration import Calibration, calibrate, probabilities
@@ -94,8 +94,7 @@ class Classifier:
 
     def top_k(self, images: Any, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k best labels of each picture with their probabilities, best first."""
-        if k < 1:
-            raise ClipkitError(f"k is {k}; it must be at least 1")
+        check_count("k", k)
         rows = self.predict_proba(images)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :k]
         return [[(self.classes_[j], float(row[j])) for j in best] for row, best in zip(rows, order, strict=True)]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, check_count
 from clipkit.inference.aligner import Aligner
 from clipkit.inference.approximate import open_search
 from clipkit.inference.exact import ExactSearch, VectorSearch
@@ -240,8 +240,7 @@ class Index:
         """
         if group is not None and hide_similar is not None:
             raise ClipkitError("hide_similar and group both say when pictures are alike; give one of them")
-        if k < 1:
-            raise ClipkitError(f"k is {k}; it must be at least 1")
+        check_count("k", k)
         threshold = hide_similar if group is None else group
         vector = query_vector(self.model, query, minus)[None]
         allowed = self.items.matching(where) if where else None
@@ -271,8 +270,7 @@ class Index:
         Args:
             queries: texts, pictures, embeddings, or lists of these; or an array of embeddings (Q, D).
         """
-        if k < 1:
-            raise ClipkitError(f"k is {k}; it must be at least 1")
+        check_count("k", k)
         vectors = np.array([query_vector(self.model, q, ()) for q in queries], dtype=np.float32)
         allowed = self.items.matching(where) if where else None
         if not len(vectors):

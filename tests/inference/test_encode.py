@@ -235,6 +235,13 @@ def test_what_is_no_text_is_named(model: Any, bad: Any) -> None:
         model.encode_text(["a bird", bad])
 
 
+@pytest.mark.parametrize("bad", [None, 42])
+def test_what_is_no_text_and_no_list_of_texts_is_named(model: Any, files: list[Path], bad: Any) -> None:
+    for ask in (model.encode_text, lambda texts: model.match(files, texts), lambda texts: model.caption(files, texts)):
+        with pytest.raises(ClipkitError, match=f"^{bad} is no text"):
+            ask(bad)
+
+
 def test_an_unknown_decoder_is_named(model: Any, files: list[Path]) -> None:
     with pytest.raises(ClipkitError, match="turbo"):
         model.encode_image(files, decode="turbo")
