@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, one_line
 from clipkit.inputs import as_templates, check_output, lines_or_values, picture_paths, write_output
 from clipkit.model_option import ModelOption, list_skipped
 
@@ -61,7 +61,7 @@ class Classify:
             results.append(found if classifier.none_below is None else {**found, "none_of_these": none})
             if not self.json:
                 named = "  ".join(f"{name} {p:.1%}" for name, p in best)
-                print(f"{path}  " + (f"{NONE} ({named})" if none else named))
+                print(one_line(f"{path}  " + (f"{NONE} ({named})" if none else named)))
         if bad and not results:
             raise ClipkitError(bad[0] if len(bad) == 1 else f"none of {len(bad)} pictures can be read ({bad[0]})")
         if self.json:

@@ -6,6 +6,7 @@ import io
 import operator
 import sys
 from collections.abc import Callable
+from unicodedata import category
 
 
 class ClipkitError(ValueError):
@@ -24,7 +25,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except ClipkitError as error:
-        print(f"clipkit: {error}", file=sys.stderr)
+        print(f"clipkit: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("clipkit: interrupted", file=sys.stderr)
@@ -32,6 +33,12 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader, as in `clipkit search ... | head`, has seen enough
         sys.stderr.close()
         return 0
+
+
+def one_line(text: str) -> str:
+    """``text`` as a terminal may be shown it, whatever a file is called: line ends, tabs, escape sequences and what is
+    no character are written as Python writes them."""
+    return "".join(c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_count(name: str, value: object) -> None:

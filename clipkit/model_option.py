@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, one_line
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch
     from clipkit.inference import Aligner
@@ -40,6 +40,6 @@ class ModelOption:
 def list_skipped(reasons: list[str]) -> None:
     """Say on standard error what could not be read."""
     for reason in reasons[:5]:
-        print(f"clipkit: skipped {reason}", file=sys.stderr)
+        print(f"clipkit: skipped {one_line(reason)}", file=sys.stderr)
     if len(reasons) > 5:
         print(f"clipkit: skipped {len(reasons) - 5} more", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, one_line
 from clipkit.inputs import parse_query, parse_where
 from clipkit.model_option import ModelOption, list_skipped
 
@@ -74,7 +74,8 @@ class Search:
             for hit in hits:
                 shown = hit.path if index.items[hit.row].offset < 0 else f"{hit.path}/{hit.key}"
                 others = f"  and {hit.others:,} like it" if hit.others else ""
-                print(f"{hit.score:.3f}  {_relative(shown)}{'  ' + hit.caption if hit.caption else ''}{others}")
+                named = f"{_relative(shown)}{'  ' + hit.caption if hit.caption else ''}"
+                print(f"{hit.score:.3f}  {one_line(named)}{others}")
         if self.open:
             _show(index, hits)
 

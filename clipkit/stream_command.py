@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, one_line
 from clipkit.inputs import parse_flags
 
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch
@@ -116,9 +116,9 @@ class Stream:
             for rank, piece in enumerate(pieces):
                 bad |= {b.where: b.reason for b in piece.bad}
                 head = f"{step}\t{rank}" if self.per_rank else f"{step}"
-                print("\n".join(f"{head}\t{_shown(reader.shards.key(i))}" for i in piece.image_ids.tolist()))
+                print("\n".join(f"{head}\t{one_line(reader.shards.key(i))}" for i in piece.image_ids.tolist()))
         for reason in bad.values():
-            print(f"clipkit: replaced {reason}", file=sys.stderr)
+            print(f"clipkit: replaced {one_line(reason)}", file=sys.stderr)
 
     def _measure(self, reader: PairReader) -> None:
         from clipkit.pairs import ShardSet
@@ -146,11 +146,6 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def _shown(name: str) -> str:
-    """``name`` in one line: line ends, tabs and what is no character are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _no_texts(chosen: list[tuple[int, int, str]]) -> Tensor:
