@@ -141,7 +141,8 @@ def load_index(path: Path | Remote) -> ShardIndex:
 
 
 def _cached(name: str) -> Path:
-    return cache_dir() / "indexes" / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16)
+    return cache_dir() / "indexes" / f"{digest.hexdigest()}.npz"
 
 
 def _beside(path: Remote) -> ShardIndex | None:

@@ -43,7 +43,7 @@ class PipeSet(ShardSet):
         import braceexpand
 
         self.urls = list(braceexpand.braceexpand(path))
-        fingerprint = hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
+        fingerprint = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         super().__init__([ShardIndex(Path(path), [], [], np.zeros((0, 3, 2), np.int64), [], fingerprint)], path)
         self.sizes = [n]
 

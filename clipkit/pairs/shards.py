@@ -80,7 +80,7 @@ class ShardSet:
         self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
         joined += "".join(f"\n{part.n_shards} x {part.weight!r}" for part in parts)
-        self.fingerprint = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        self.fingerprint = hashlib.blake2b(joined.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self.remote = any(isinstance(shard.path, Remote) for shard in shards)
         self._files = ShardFiles()
         self._captions: dict[int, tuple[str, ...]] = {}

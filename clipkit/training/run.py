@@ -97,8 +97,8 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         ClipkitError: the disk is full, or the file cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with path.open("ab") as file:
+            file.writelines(map(_line, records))
     except OSError as error:
         raise ClipkitError(
             f"{path}: cannot be written ({error.strerror}); checkpoints are whole: free space, then --resume auto"
@@ -110,7 +110,12 @@ def cut_lines(path: Path, start: int) -> None:
     if path.is_file():
         kept = lines_up_to(path, start)
         with atomic_write(path) as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept).encode())
+            file.writelines(map(_line, kept))
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """A record as a line of JSON; what is no UTF-8 in a name is written as JSON escapes it."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def lines_up_to(path: Path, start: int) -> list[dict[str, Any]]:

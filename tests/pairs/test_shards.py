@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import random
+import tarfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +205,24 @@ def test_a_folder_that_cannot_be_written_to(
 def test_the_fingerprint_tells_data_apart(tmp_path: Path, write_shards: Write) -> None:
     a, b, c = (write_shards(tmp_path / name, n, k) for name, n, k in (("a", 2, 3), ("b", 2, 3), ("c", 3, 2)))
     assert open_shards(a).fingerprint == open_shards(b).fingerprint != open_shards(c).fingerprint
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]) -> None:
+    """A folder, a shard and a key of a file system that writes Latin-1."""
+    shard = tmp_path / "caf\udce9" / "\udce9.tar"
+    write_tar(shard, [("\udce9.jpg", picture()), ("\udce9.txt", b"a cup")], tarfile.GNU_FORMAT)
+    for _ in range(2):  # the second reads the index that the first has kept
+        found = open_shards(shard.parent)
+        assert found.key(0) == "\udce9" and found.read_captions(0) == ("a cup",)
+    write_tar(tmp_path / "plain" / "\udcea.tar", [("\udce9.jpg", picture()), ("\udce9.txt", b"a cup")])
+    assert found.fingerprint != open_shards(tmp_path / "plain").fingerprint
+
+
+def test_the_fingerprint_of_ordinary_names_stays(tmp_path: Path, write_shards: Write) -> None:
+    """A checkpoint knows its data by it."""
+    (found,) = open_shards(write_shards(tmp_path / "s", 1, 2)).shards
+    joined = ShardSet([replace(found, path=Path("größe 猫.tar"), fingerprint="0")], "")
+    assert joined.fingerprint == hashlib.blake2b("größe 猫.tar 0".encode(), digest_size=16).hexdigest()
 
 
 def test_patterns(tmp_path: Path, write_shards: Write) -> None:

@@ -175,6 +175,16 @@ def test_a_few_bad_pictures_do_not_stop_training(run_here: Any, tmp_path: Path, 
     assert "caption" in by_sample[17]["reason"]
 
 
+def test_a_bad_picture_whose_name_is_no_utf8_does_not_stop_training(run_here: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = make_shards(tmp_path / "caf\udce9", 40, bad=[3])
+    (data / "000000.tar").rename(data / "\udce9.tar")  # the second shard by name
+    assert run_here(run, train_data=data, epochs=2) == 0
+    assert run_here(run, train_data=data, epochs=4, resume="auto") == 0
+    (listed,) = quarantined(run)
+    assert listed["where"] == f"{data}/\udce9.tar/0003.png"
+
+
 def test_quarantine_names_a_sample_once_after_a_resume(run_here: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     data = make_shards(tmp_path / "data", 60, bad=[3, 41])
