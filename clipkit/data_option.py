@@ -94,7 +94,7 @@ def left_out_of(folder: Path) -> tuple[Bad, ...]:
     listed = folder / "skipped.jsonl"
     if not listed.is_file():
         return ()
-    entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in listed.read_text(encoding="utf-8").split("\n") if line]
     return tuple(Bad(-1, entry["file"], entry["reason"]) for entry in entries)
 
 

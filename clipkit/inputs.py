@@ -65,7 +65,7 @@ def picture_paths(inputs: Sequence[str]) -> list[Path]:
 def read_lines(path: str | Path) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError:
         raise ClipkitError(f"{path}: not UTF-8 text") from None
     except OSError as error:
@@ -74,6 +74,11 @@ def read_lines(path: str | Path) -> list[str]:
     if not lines:
         raise ClipkitError(f"{path}: no line with text in it")
     return lines
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of ``text``; unlike for ``str.splitlines``, they do not end at U+2028 and the like."""
+    return re.split(r"\r\n?|\n", text)
 
 
 def read_captions(path: str | Path) -> list[str]:
@@ -98,7 +103,7 @@ def captions_in(data: bytes, name: str) -> list[str]:
     if Path(name).suffix.lower() in (".csv", ".tsv"):
         lines = _caption_column(text, "\t" if name.lower().endswith(".tsv") else ",", name)
     else:
-        lines = text.splitlines()
+        lines = text_lines(text)
     lines = [" ".join(line.split()) for line in lines]
     lines = [line for line in lines if line]
     if not lines:

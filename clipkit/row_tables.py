@@ -235,6 +235,6 @@ def _known(columns: list[str], names: tuple[str, ...]) -> str | None:
 
 def _lines(path: Path, encoding: str | None) -> list[str]:
     try:
-        return path.read_text(encoding=encoding or "utf-8-sig").splitlines()
+        return path.read_text(encoding=encoding or "utf-8-sig").split("\n")
     except (UnicodeDecodeError, LookupError) as error:
         raise ClipkitError(f"{path}: not {encoding or 'UTF-8'} text ({error}); pass --encoding") from None

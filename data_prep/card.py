@@ -106,7 +106,7 @@ def _left_out(out: Path) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
     if (out / "skipped.jsonl").is_file():
-        for line in (out / "skipped.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in filter(None, (out / "skipped.jsonl").read_text(encoding="utf-8").split("\n")):
             entry = json.loads(line)
             reason = plain_reason(entry["reason"])
             reasons[reason] += 1

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
+from clipkit.inputs import text_lines
 from data_prep.records import IMAGE_SUFFIXES, Record, Skipped, Source
 
 TEMPLATE = "a photo of a {}."
@@ -88,7 +89,7 @@ def _captioned(root: Path, pictures: list[Path], splits: dict[str, str]) -> Sour
         if not text.is_file():
             skipped.append(Skipped(str(picture), f"no caption: there is no {text.name} beside it"))
             continue
-        lines = text.read_bytes().decode("utf-8-sig", "replace").splitlines()
+        lines = text_lines(text.read_bytes().decode("utf-8-sig", "replace"))
         captions = dict.fromkeys(caption for line in lines if (caption := " ".join(line.split())))
         if not captions:
             skipped.append(Skipped(str(picture), f"empty caption: nothing is written in {text.name}"))

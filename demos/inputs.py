@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import captions_in
+from clipkit.inputs import captions_in, text_lines
 from clipkit.pairs import PictureSpec, decode_image, fit
 from clipkit.pairs.decode import open_picture
 
@@ -94,7 +94,7 @@ def read_lines(text: str | None, what: str, example: str) -> list[str]:
         what: what a line is, for messages: "caption".
         example: a line to suggest.
     """
-    lines = [" ".join(line.split()) for line in (text or "").splitlines()]
+    lines = [" ".join(line.split()) for line in text_lines(text or "")]
     lines = [line for line in lines if line]
     if not lines:
         raise ClipkitError(f"no {what} yet: type one per line, such as: {example}")

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import check_output, parse_query, parse_where, picture_paths, read_captions, write_output
+from clipkit.inputs import (
+    check_output,
+    parse_query,
+    parse_where,
+    picture_paths,
+    read_captions,
+    read_lines,
+    write_output,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +98,14 @@ def test_where() -> None:
     [
         ("a.txt", "\ufeffa cat\n\n  two   dogs \n", ["a cat", "two dogs"]),
         ("a.txt", "a cat, asleep\n", ["a cat, asleep"]),
+        ("a.txt", "a\u2028cat\ra\x85dog\r\na\u2029fox", ["a cat", "a dog", "a fox"]),
         ("a.csv", 'file,Caption\nx.png,"a cat, asleep"\ny.png,a dog\nshort\n', ["a cat, asleep", "a dog"]),
         ("a.CSV", "a cat\n\na dog\n", ["a cat", "a dog"]),
         ("a.tsv", "x\ttext\n1\ta cat\n", ["a cat"]),
     ],
 )
 def test_captions_of_a_file(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / name).write_bytes(text.encode())
     assert read_captions(tmp_path / name) == expected
 
 
@@ -113,6 +122,11 @@ def test_files_without_captions(tmp_path: Path, name: str, data: bytes, message:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ClipkitError, match=rf"{name}: {message}"):
         read_captions(tmp_path / name)
+
+
+def test_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("a\u2028cat\ra\x85dog\r\n\n".encode())
+    assert read_lines(tmp_path / "a.txt") == ["a\u2028cat", "a\x85dog"]
 
 
 def test_a_table_that_csv_cannot_read(tmp_path: Path) -> None:

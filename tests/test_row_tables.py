@@ -26,6 +26,12 @@ def test_sentences_one_a_line(tmp_path: Path) -> None:
     assert open_sentences(tmp_path / "s.txt").fingerprint != rows.fingerprint
 
 
+def test_sentences_end_where_lines_do(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_bytes("a\u2028dog\rtwo\u2029cats\r\n".encode())
+    rows = open_sentences(tmp_path / "s.txt")
+    assert [rows.read_captions(i) for i in range(len(rows))] == [("a dog",), ("two cats",)]
+
+
 def test_sentences_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "s.tsv").write_text("Sentence1\tsentence2\tcontradiction\na\tb\tc\nd\t\t\n", encoding="utf-8")
     rows = open_sentences(tmp_path / "s.tsv")

@@ -26,6 +26,12 @@ def test_captions_beside_the_pictures(tmp_path: Path) -> None:
     assert [s.file for s in source.skipped] == [str(second), str(third)]
 
 
+def test_captions_end_where_lines_do(tmp_path: Path) -> None:
+    (path,) = pictures(tmp_path, 1)
+    path.with_suffix(".txt").write_bytes("one\u2028still one\r\ntwo\x85still two\rthree\u2029still three\n".encode())
+    assert read_folder(tmp_path).records[0].captions == ("one still one", "two still two", "three still three")
+
+
 def test_pictures_with_rarer_endings_are_used_or_listed(tmp_path: Path) -> None:
     endings = ["jpe", "jfif", "avif", "heic", "HEIF", "tif"]
     for picture, ending in zip(pictures(tmp_path / "in", len(endings)), endings, strict=True):

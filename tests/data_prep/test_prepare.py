@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from data_prep_helpers import captions, content, pictures, samples
 
+from clipkit.data_option import left_out_of
 from clipkit.errors import ClipkitError
 from data_prep import cached_shards, is_whole, prepare
 from data_prep.__main__ import main
+from data_prep.card import statistics
 from data_prep.prepare import CopyOptions
 
 
@@ -56,6 +58,19 @@ def test_skipped_rows_reach_the_list(tmp_path: Path) -> None:
     summary = prepare(path, tmp_path / "out")
     assert (summary.samples, summary.skipped) == (5, 3)
     assert [Path(s.file).name for s in summary.first_skipped] == ["gone.jpg", "0.jpg", "5.jpg"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_a_skipped_file_whose_name_has_what_some_take_for_a_line_end(tmp_path: Path, end: str) -> None:
+    for path in pictures(tmp_path / "in", 3):
+        path.with_suffix(".txt").write_text(f"of {path.stem}")
+    (tmp_path / "in" / "2.txt").rename(tmp_path / "in" / "gone.txt")
+    name = f"a{end}b.jpg"
+    (tmp_path / "in" / "2.jpg").rename(tmp_path / "in" / name)
+    for _ in range(2):
+        assert prepare(tmp_path / "in", tmp_path / "out", processes=1).first_skipped[0].file.endswith(name)
+    assert statistics(tmp_path / "out")["left_out"]["reasons"][0]["example"].endswith(name)
+    assert [bad.where for bad in left_out_of(tmp_path / "out")] == [str(tmp_path / "in" / name)]
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from clipkit.training.report import (
     write_report,
 )
 from clipkit.training.report.figures import Line, curve, smooth
+from clipkit.training.run import append_lines, read_lines
 
 VOID = {"meta", "link", "img", "br", "col"}
 NASTY = """<script>alert("x")</script> & 'quoted' 犬が跳ねる, סתיו $x_1$"""
@@ -227,6 +228,11 @@ def test_one_record_and_broken_ones(tmp_path: Path) -> None:
     assert len(read_metrics(metrics)) == 4
     page = read_page(write_report(tmp_path))
     assert "2 training records, 1 evaluation." in page.text and "nan" not in page.text
+
+
+def test_records_that_name_what_some_take_for_a_line_end(tmp_path: Path) -> None:
+    append_lines(tmp_path / "metrics.jsonl", [{"kind": "train", "source": "a\u2028b"}, {"kind": "train"}])
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(read_lines(tmp_path / "metrics.jsonl")) == 2
 
 
 def test_one_picture_few_classes_and_no_intervals(tmp_path: Path) -> None:
