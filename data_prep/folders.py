@@ -8,6 +8,7 @@ from pathlib import Path
 from clipkit.errors import ClipkitError
 from clipkit.inputs import text_lines
 from data_prep.records import IMAGE_SUFFIXES, Record, Skipped, Source
+from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
 _SPLIT_NAMES = {
@@ -57,7 +58,8 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
 
 
 def _pictures(root: Path) -> list[Path]:
-    """All pictures below ``root``, sorted by their path; hidden files and folders are left alone."""
+    """All pictures below ``root``, sorted by their path; hidden files and folders are left alone, and so are data sets
+    that were prepared, or are being prepared, inside it."""
     found: list[Path] = []
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -65,13 +67,17 @@ def _pictures(root: Path) -> list[Path]:
             folders[:] = []
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_ours(Path(folder, name)))
         found += [
             Path(folder, name)
             for name in sorted(names)
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found, key=lambda picture: picture.relative_to(root).as_posix())
+
+
+def _is_ours(folder: Path) -> bool:
+    return is_whole(folder) or (folder / WORK).is_dir()
 
 
 def _splits(root: Path, pictures: list[Path]) -> dict[str, str]:

@@ -108,6 +108,16 @@ def test_a_link_back_up_does_not_go_round(tmp_path: Path) -> None:
     assert len(read_folder(tmp_path).records) == 2
 
 
+def test_a_data_set_of_ours_inside_the_folder_is_not_read(tmp_path: Path) -> None:
+    """A contact sheet is no picture of a class."""
+    pictures(tmp_path / "cat", 2)
+    prepare(tmp_path, tmp_path / "shards", processes=1)
+    assert prepare(tmp_path, tmp_path / "shards", processes=1).reused
+    (tmp_path / "half" / ".work").mkdir(parents=True)
+    (tmp_path / "half" / "contact_sheet.jpg").write_bytes(picture_of(3))
+    assert {record.meta["label"] for record in read_folder(tmp_path).records} == {"cat"}
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_strange_files_are_listed_and_strange_names_are_fine(tmp_path: Path) -> None:
     names = ["größe 猫", "quo\"te's", "new\nline", "a,b;c|d", "%s{}", "-rf"]
