@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
-from data_prep.records import SPLITS, FileSlice, Record, Skipped, Source
+from data_prep.records import SPLIT_NAMES, SPLITS, FileSlice, Record, Skipped, Source
 
 
 def read_shards(path: str | Path, pass_by: bool = False) -> Source:
     """Records of the shards at ``path``: a tar, a folder or pattern of them, or a folder with a folder per split.
+    Shards that lie beside what is read are listed.
 
     Masks are honoured: what a filter hides stays behind. Nothing is unpacked, so no name in a tar leads anywhere.
 
@@ -24,12 +25,13 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
     from clipkit.pairs.mask import kept
     from clipkit.pairs.shards import ShardSet, shard_paths
 
-    folder = Path(path)
-    splits: list[str | None] = [name for name in SPLITS if folder.is_dir() and any((folder / name).glob("*.tar"))]
+    splits, beside = _splits(Path(path))
     records: list[Record] = []
-    skipped: list[Skipped] = []
-    for split in splits or [None]:
-        for tar in shard_paths(folder / split if split else path):
+    unread = "not read: shards lie together in one folder, or in folders called train, val or test"
+    skipped = [Skipped(str(tar), unread) for tar in beside]
+    places: list[tuple[str | Path, str | None]] = [*splits] or [(path, None)]
+    for place, split in places:
+        for tar in shard_paths(place):
             try:
                 index = kept(load_index(tar))
             except ClipkitError as error:
@@ -58,3 +60,16 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
         first = f" ({skipped[0].file}: {skipped[0].reason})" if skipped else ""
         raise ClipkitError(f"{path}: no sample in these shards{first}; a sample is KEY.jpg beside KEY.txt or KEY.json")
     return Source(str(path), records, skipped)
+
+
+def _splits(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """The folders in ``folder`` that are named like splits, in the order of these, and the shards that lie beside what
+    is read: such folders if there are some, else ``folder`` itself."""
+    found: dict[Path, list[Path]] = {}
+    for tar in sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")]):
+        if not any(part.startswith(".") for part in tar.relative_to(folder).parts):
+            found.setdefault(tar.parent, []).append(tar)
+    named = [(place, SPLIT_NAMES.get(place.name.lower())) for place in found if place != folder]
+    splits = sorted([(place, split) for place, split in named if split], key=lambda pair: SPLITS.index(pair[1]))
+    read = [place for place, _ in splits] or [folder]
+    return splits, [tar for place, tars in found.items() if place not in read for tar in tars]

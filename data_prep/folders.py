@@ -7,18 +7,10 @@ from pathlib import Path
 
 from clipkit.errors import ClipkitError
 from clipkit.inputs import text_lines
-from data_prep.records import IMAGE_SUFFIXES, Record, Skipped, Source
+from data_prep.records import IMAGE_SUFFIXES, SPLIT_NAMES, Record, Skipped, Source
 from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
@@ -83,7 +75,7 @@ def _is_ours(folder: Path) -> bool:
 def _splits(root: Path, pictures: list[Path]) -> dict[str, str]:
     """Top folder to split, when every picture is in a folder that is named like a split; otherwise empty."""
     tops = {picture.relative_to(root).parts[0] for picture in pictures}
-    splits = {top: _SPLIT_NAMES.get(top.lower(), "") for top in tops}
+    splits = {top: SPLIT_NAMES.get(top.lower(), "") for top in tops}
     return splits if all(splits.values()) else {}
 
 

@@ -12,6 +12,7 @@ from data_prep_helpers import captions, picture, samples
 
 from clipkit.errors import ClipkitError
 from data_prep import prepare
+from data_prep.again import read_shards
 
 
 def tar(path: Path, members: list[tuple[str, bytes]], links: list[tuple[str, str]] = ()) -> Path:
@@ -48,6 +49,30 @@ def test_splits_of_prepared_shards_stay(tmp_path: Path) -> None:
         tar(tmp_path / "in" / split / "0.tar", [("a.png", picture(seed, format="PNG")), ("a.txt", split.encode())])
     prepare(tmp_path / "in", tmp_path / "out", processes=1)
     assert captions(tmp_path / "out") == [["train"]] and captions(tmp_path / "out", "test") == [["test"]]
+
+
+def test_splits_may_have_their_longer_names(tmp_path: Path) -> None:
+    for seed, split in enumerate(("test", "Validation", "training", "valid")):
+        tar(tmp_path / split / "0.tar", [("a.jpg", picture(seed)), ("a.txt", split.encode())])
+    assert [(r.split, r.captions) for r in read_shards(tmp_path).records] == [
+        ("train", ("training",)),
+        ("val", ("Validation",)),
+        ("val", ("valid",)),
+        ("test", ("test",)),
+    ]
+
+
+def test_shards_beside_those_that_are_read_are_listed(tmp_path: Path) -> None:
+    for seed, name in enumerate(("loose.tar", "more/0.tar", "train/0.tar", ".hidden/0.tar")):
+        tar(tmp_path / name, [("a.jpg", picture(seed)), ("a.txt", name.encode())])
+    source = read_shards(tmp_path)
+    assert [r.captions for r in source.records] == [("train/0.tar",)]
+    assert [s.file for s in source.skipped] == [str(tmp_path / "loose.tar"), str(tmp_path / "more" / "0.tar")]
+    assert "train, val or test" in source.skipped[0].reason
+    (tmp_path / "train" / "0.tar").rename(tmp_path / "0.tar")
+    source = read_shards(tmp_path)
+    assert [r.captions for r in source.records] == [("train/0.tar",), ("loose.tar",)]
+    assert [s.file for s in source.skipped] == [str(tmp_path / "more" / "0.tar")]
 
 
 def test_hostile_names_lead_nowhere(tmp_path: Path) -> None:
