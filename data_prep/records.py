@@ -111,7 +111,7 @@ class SplitSummary:
 class Summary:
     """What a preparation did. ``skipped`` counts what was left out, all of it listed in ``skipped_file``;
     ``mendable`` of these are tried again by a second run. ``copies`` counts pictures that are copies of an earlier
-    one. ``reused`` says that all of it was there already."""
+    one. ``reused`` says that all of it was there already; ``empty`` are splits that were asked for and got nothing."""
 
     out: Path
     splits: dict[str, SplitSummary]
@@ -123,6 +123,7 @@ class Summary:
     copies: int = 0
     mendable: int = 0
     reused: bool = False
+    empty: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -142,6 +143,8 @@ class Summary:
         lines = [f"{self.out}: {self.samples:,} pictures, {when}"]
         for name, split in self.splits.items():
             lines.append(f"  {name}: {split.samples:,} pictures, {split.captions:,} captions, {split.shards} shard(s)")
+        for name in self.empty:
+            lines.append(f"  {name}: no picture; there are few of them, or the source's own splits left none for it")
         if self.copies:
             lines.append(f"  copies: {self.copies:,} pictures are copies of others; all copies lie in one split")
         if self.skipped:

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clipkit.errors import ClipkitError
+from clipkit.errors import ClipkitError, did_you_mean
 from data_prep.engine import Engine, run_tasks
 from data_prep.images import Encoding
 from data_prep.planning import Placed, Plan, PlanRule, SplitRule, make_plan
@@ -72,20 +72,21 @@ def write_shards(
         show_progress: a progress bar on the error stream.
 
     Raises:
-        ClipkitError: ``out`` is in use, no picture is good, or too many are bad.
+        ClipkitError: ``out`` is in use, no picture is good, too many are bad, or no record has the rule's group.
     """
     started = time.perf_counter()
     if samples_per_shard < 1:
         raise ClipkitError(f"--samples-per-shard {samples_per_shard}: expected at least 1")
     records, out = list(records), Path(out)
     encoding, rule = encoding or Encoding(), rule or PlanRule(SplitRule(), "off")
+    _check_group(records, rule.group)
     with_look = rule.find_copies == "near"
     pieces = stage_tasks(records, Path(), encoding, verify, with_look)
     others = stage_tasks(evaluation, Path(), Encoding(), verify, with_look, keep_bytes=False)
     inputs = _inputs(records, [*pieces, *others], [asdict(rule), samples_per_shard, languages, source], skipped)
     place = Workplace(out, inputs, overwrite)
     if place.dataset is not None and not place.mending:
-        return replace(_summary(out, place.dataset, started), reused=True)
+        return replace(_summary(out, place.dataset, rule.split, started), reused=True)
     try:
         pieces = [task.at(place.staged, place.mending) for task in pieces]
         others = [task.at(place.evaluation, False) for task in others]
@@ -109,7 +110,15 @@ def write_shards(
         place.publish({**dataset, **(details or {})}, listed, keep_work=bool(facts.mendable))
     finally:
         place.close()
-    return _summary(out, dataset, started)
+    return _summary(out, dataset, rule.split, started)
+
+
+def _check_group(records: Sequence[Record], group: str) -> None:
+    """Refuse a field that no record has: pictures that belong together would fall in different splits."""
+    if group != PlanRule.group and not any(group in record.meta for record in records):
+        fields = sorted({name for record in records for name in record.meta})
+        hint = did_you_mean(group, fields) or f"; there are {', '.join(fields) or 'none'}"
+        raise ClipkitError(f"--group {group}: no record has such a field{hint}")
 
 
 def _embedding_copies(
@@ -209,7 +218,8 @@ def _dataset(
     }
 
 
-def _summary(out: Path, dataset: dict[str, Any], started: float) -> Summary:
+def _summary(out: Path, dataset: dict[str, Any], asked: SplitRule, started: float) -> Summary:
+    shares = {"train": asked.val + asked.test, "val": asked.val, "test": asked.test}
     listed = out / "skipped.jsonl" if dataset["skipped"] else None
     first = []
     if listed is not None:
@@ -225,6 +235,7 @@ def _summary(out: Path, dataset: dict[str, Any], started: float) -> Summary:
         time.perf_counter() - started,
         dataset["copies"],
         dataset["mendable"],
+        empty=tuple(name for name, share in shares.items() if share and name not in dataset["splits"]),
     )
 
 

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -208,6 +209,28 @@ def test_split_rule_keeps_equal_pictures_together(tmp_path: Path) -> None:
 def test_own_split_goes_before_the_rule(tmp_path: Path) -> None:
     mine = [Record(str(i), picture(i), ("c",), split="val") for i in range(5)]
     assert list(write_shards(mine, tmp_path / "a", rule=PlanRule(SplitRule(0, 0.9), "off")).splits) == ["val"]
+
+
+def test_a_group_that_no_record_has_is_refused(tmp_path: Path) -> None:
+    records = [Record(str(i), picture(i), ("c",), {"patient": i}) for i in range(3)]
+    with pytest.raises(ClipkitError, match=r"--group pateint: no record has such a field; did you mean 'patient'\?"):
+        write_shards(records, tmp_path / "out", rule=PlanRule(SplitRule(0.5), group="pateint"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ClipkitError, match="--group patient: no record has such a field; there are none"):
+        write_shards(
+            [Record("a", picture(0), ("c",))], tmp_path / "out", rule=PlanRule(SplitRule(0.5), group="patient")
+        )
+
+
+def test_a_split_that_got_no_picture_is_told(tmp_path: Path) -> None:
+    records = [Record(str(i), picture(i), ("c",)) for i in range(2)]
+    for _ in range(2):  # the second time it is there already
+        summary = write_shards(records, tmp_path / "a", rule=PlanRule(SplitRule(0.01, 0.01)))
+        assert summary.empty == ("val", "test") and "\n  val: no picture" in str(summary)
+    mine = [replace(record, split="test") for record in records]
+    assert write_shards(mine, tmp_path / "b", rule=PlanRule(SplitRule(0.01))).empty == ("train", "val")
+    summary = write_shards(mine, tmp_path / "c")
+    assert summary.empty == () and "no picture" not in str(summary), "nobody asked for others"
 
 
 def test_a_used_folder_is_refused(tmp_path: Path) -> None:
