@@ -26,6 +26,10 @@ from data_prep.records import MendableError
 MAX_REDIRECTS = 5
 _AGENT = "clipkit (image-text data preparation)"
 _CHUNK = 1 << 16
+# NAT64, IPv4-compatible, IPv4-translated: the last 32 bits are an IPv4 address. 6to4 is known to ipaddress, and Teredo
+# is not global for it.
+_ENDS_IN_IPV4 = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,24 @@ def _checked_number(host: str, port: int, allow_private: bool) -> str:
         raise _Busy(f"the host {host} cannot be found ({error.strerror or error})") from None
     numbers = [str(entry[4][0]) for entry in found]
     for number in numbers:
-        address = ipaddress.ip_address(number.split("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if not allow_private and (not mapped.is_global or mapped.is_multicast):
+        if not allow_private and not _is_public(ipaddress.ip_address(number.split("%")[0])):
             raise ClipkitError(
                 f"{host} is the private address {number}; refused (--allow-private-addresses fetches it)"
             )
     return numbers[0]
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether ``address`` leads out of one's own network; so must the IPv4 address inside one of IPv6."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return _is_public(address.ipv4_mapped)
+        inside = address.sixtofour
+        if any(address in network for network in _ENDS_IN_IPV4):
+            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address.is_site_local or address in _LOCAL_NAT64 or (inside and not _is_public(inside)):
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _check_status(status: int) -> None:

@@ -143,6 +143,15 @@ def test_redirects_are_followed(site: Site) -> None:
         "169.254.169.254",
         "[::1]",
         "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::808:808]",
+        "[2002:7f00:1::]",
+        "[2001:0:7f00:1::]",
+        "[2001:0:808:808::80ff:fffe]",
+        "[fec0::1]",
         "0.0.0.0",
         "0x7f.1",
         "2130706433",
@@ -151,6 +160,11 @@ def test_redirects_are_followed(site: Site) -> None:
 def test_private_addresses_are_refused(host: str) -> None:
     with pytest.raises(ClipkitError, match=r"is the private address .*; refused"):
         WebPicture(f"http://{host}:9/x.jpg", FetchLimits(fetch_tries=1))()
+
+
+@pytest.mark.parametrize("number", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::1"])
+def test_public_addresses_are_not(number: str) -> None:
+    assert _checked_number(number, 80, False) == number
 
 
 def test_a_redirect_into_the_own_network_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
