@@ -48,7 +48,8 @@ class DataConfig:
     item_features: str | None = None
     """Table with what is known about items, joined on the item column."""
     encoding: str | None = None
-    """Text encoding of a table, such as latin-1. Default: UTF-8, or UTF-16 with a byte order mark."""
+    """Text encoding of a table or of captions in files, such as latin-1. Default: UTF-8, or UTF-16 with a byte order
+    mark."""
     compare: Literal["pairs", "views", "labels", "sentences", "pairs+views", "interactions"] = "pairs"
     """What is compared: pictures with their captions; two views of each picture; two views, and pictures of one label
     belong together; a caption with another of the same sample (or, alone, with itself under other dropout); pictures

@@ -39,7 +39,7 @@ def rows_with_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, An
     ``file`` says what the picture was called, if its row says so and has no such column of its own.
 
     Raises:
-        ClipkitError: a damaged file.
+        ClipkitError: a damaged file, one without one of ``columns``, or a time before year 1 or after 9999.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -51,6 +51,9 @@ def rows_with_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, An
         else:
             groups = _arrow_batches(path)
         for number, group in enumerate(groups):
+            if lacks := next((column for column in columns if column not in group.schema.names), None):
+                named = ", ".join(group.schema.names)
+                raise ClipkitError(f"{path}: no column {lacks!r}, unlike other files; its columns are {named}")
             others = group.drop_columns(list(columns))
             for row, values in enumerate(others.to_pylist() if others.num_columns else [{} for _ in range(len(group))]):
                 for column in columns:
@@ -66,6 +69,8 @@ def rows_with_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, An
                 yield values
     except (pa.ArrowException, OSError) as error:
         raise ClipkitError(f"{path}: damaged ({' '.join(str(error).split())[:160]})") from None
+    except OverflowError as error:
+        raise ClipkitError(f"{path}: a time that cannot be read ({error}); mend it, or leave its column out") from None
 
 
 def columns_of_bytes(schema: pa.Schema) -> list[str]:

@@ -8,16 +8,17 @@ from pathlib import Path
 from clipkit.errors import ClipkitError
 from clipkit.inputs import text_lines
 from data_prep.records import IMAGE_SUFFIXES, SPLIT_NAMES, Record, Skipped, Source
+from data_prep.table_rows import decode_text
 from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
 
 
-def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
+def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | None = None) -> Source:
     """Records of a folder, by what is in it.
 
     - pictures with a ``.txt`` of the same name beside them, at any depth: each line that is not empty is a
-      caption;
+      caption, in ``encoding`` (in UTF-8, or UTF-16 with a byte order mark, if None);
     - otherwise a folder of pictures per class: its name, underscores as spaces, is the ``label``, the caption
       is made from ``template``, which has a ``{}`` for the label.
 
@@ -25,8 +26,8 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
     are the splits.
 
     Raises:
-        ClipkitError: no such folder, no pictures in it, neither captions nor classes, or a template without
-            ``{}``.
+        ClipkitError: no such folder, no pictures in it, neither captions nor classes, a template without ``{}``, or
+            no such encoding.
     """
     root = Path(path)
     if not root.is_dir():
@@ -40,7 +41,7 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE) -> Source:
         raise ClipkitError(f"{root}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
     splits = _splits(root, pictures)
     if any(picture.with_suffix(".txt").is_file() for picture in pictures):
-        return _captioned(root, pictures, splits)
+        return _captioned(root, pictures, splits, encoding)
     depth = 2 if splits else 1
     if all(len(picture.relative_to(root).parts) <= depth for picture in pictures):
         raise ClipkitError(
@@ -79,7 +80,7 @@ def _splits(root: Path, pictures: list[Path]) -> dict[str, str]:
     return splits if all(splits.values()) else {}
 
 
-def _captioned(root: Path, pictures: list[Path], splits: dict[str, str]) -> Source:
+def _captioned(root: Path, pictures: list[Path], splits: dict[str, str], encoding: str | None) -> Source:
     records: list[Record] = []
     skipped: list[Skipped] = []
     for picture in pictures:
@@ -87,7 +88,12 @@ def _captioned(root: Path, pictures: list[Path], splits: dict[str, str]) -> Sour
         if not text.is_file():
             skipped.append(Skipped(str(picture), f"no caption: there is no {text.name} beside it"))
             continue
-        lines = text_lines(text.read_bytes().decode("utf-8-sig", "replace"))
+        try:
+            lines = text_lines(decode_text(text.read_bytes(), encoding))
+        except UnicodeDecodeError as error:
+            reason = f"its .txt is not {error.encoding}; save it as UTF-8, or pass --encoding latin-1"
+            skipped.append(Skipped(str(picture), reason))
+            continue
         captions = dict.fromkeys(caption for line in lines if (caption := " ".join(line.split())))
         if not captions:
             skipped.append(Skipped(str(picture), f"empty caption: nothing is written in {text.name}"))

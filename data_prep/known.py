@@ -11,6 +11,7 @@ from typing import Any
 
 from clipkit.errors import ClipkitError
 from data_prep.records import Record, Skipped, Source
+from data_prep.table_rows import decode_text, read_text
 
 Row = tuple[str, list[Any], str | None, dict[str, Any]]
 """Picture, captions, split, what else is known."""
@@ -51,12 +52,24 @@ def read_json(path: Path, image_root: Path | None) -> Source:
 def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]) -> list[Row]:
     """Rows of COCO's images; what cannot be one goes to ``skipped``."""
     said: dict[Any, list[Any]] = {image["id"]: [] for image in images}
-    orphans = []
-    for annotation in annotations:
-        if annotation["image_id"] in said:
-            said[annotation["image_id"]].append(annotation["caption"])
-        else:
+    orphans, lacking = [], []
+    for number, annotation in enumerate(annotations, 1):
+        try:
+            captions, caption = said.get(annotation["image_id"]), annotation["caption"]
+        except (KeyError, TypeError):
+            lacking.append(number)
+            continue
+        if captions is None:
             orphans.append(annotation["image_id"])
+        else:
+            captions.append(caption)
+    if lacking and len(lacking) == len(annotations):
+        raise TypeError("no annotation has an image_id and a caption")
+    if lacking:
+        reason = (
+            f"annotations without an image_id or a caption: {len(lacking):,}, the first of them number {lacking[0]:,}"
+        )
+        skipped.append(Skipped(path.name, reason, row=True))
     if orphans:  # one entry: lists of some of COCO's images often keep all of its annotations
         reason = f"annotations of no image in the list: {len(orphans):,}, the first of image_id {orphans[0]!r}"
         skipped.append(Skipped(path.name, reason, row=True))
@@ -83,24 +96,28 @@ def _rows(images: Any) -> list[Row]:
     ]
 
 
-def is_token_file(path: Path) -> bool:
+def is_token_file(path: Path, encoding: str | None) -> bool:
     """Whether the file begins as ``1000268201_693b08cb0e.jpg#0<tab>A child ...``."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return _TOKEN.match(file.readline(1 << 16).rstrip("\r\n")) is not None
+        with open(path, "rb") as file:
+            begin = decode_text(file.read(1 << 16), encoding, "replace")
     except OSError:
         return False
+    return _TOKEN.match(begin.partition("\n")[0].rstrip("\r")) is not None
 
 
-def read_tokens(path: Path, image_root: Path | None) -> Source:
-    """Records of a token file, a caption per line: ``PICTURE#NUMBER<tab>CAPTION``.
+def read_tokens(path: Path, image_root: Path | None, encoding: str | None) -> Source:
+    """Records of a token file, a caption per line: ``PICTURE#NUMBER<tab>CAPTION``, in ``encoding``.
 
     Flickr8k's lists of its splits (``Flickr_8k.trainImages.txt``, ``devImages``, ``testImages``) are used where they
     lie beside it.
+
+    Raises:
+        ClipkitError: its bytes are no such text, or none of its pictures is there.
     """
     captions: dict[str, list[str]] = {}
     skipped = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", "replace").split("\n"), 1):
+    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
         if not line.strip():
             continue
         match = _TOKEN.match(line.rstrip("\r"))

@@ -38,7 +38,7 @@ class SourceOptions:
     separator: str | None = None
     """Separator of a CSV (found from its first line unless given)."""
     encoding: str | None = None
-    """Text encoding of a table (UTF-8 unless given)."""
+    """Text encoding of a table or of captions in files (UTF-8, or UTF-16 with a byte order mark, unless given)."""
     template: str = TEMPLATE
     """Caption of a picture in a folder per class; {} is the class."""
     limits: tyro.conf.OmitArgPrefixes[FetchLimits] = field(default_factory=FetchLimits)
@@ -63,11 +63,9 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
         )
     if where.is_dir():
         return _read_folder(where, options, pass_by)
-    if where.suffix.lower() == ".tar" or any(c in str(path) for c in "*?["):
-        return read_shards(path, pass_by)
-    if where.is_file():
+    if where.is_file() and where.suffix.lower() != ".tar":
         return _read_file(where, options)
-    if re.search(r"\{.*(\.\.|,).*\}", str(path)):
+    if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):
         return read_shards(path, pass_by)
     hint = did_you_mean(str(path), [STARTER])
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not where.parent.exists() and not where.suffix:
@@ -87,15 +85,15 @@ def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
             return _read_file(where / name, options)
     if is_parquet_folder(where):
         return read_dataset(where, _row_options(options))
-    return read_folder(where, template=options.template)
+    return read_folder(where, template=options.template, encoding=options.encoding)
 
 
 def _read_file(where: Path, options: SourceOptions) -> Source:
     suffix = where.suffix.lower()
     if suffix == ".json":
         return read_json(where, options.image_root)
-    if is_token_file(where):
-        return read_tokens(where, options.image_root)
+    if is_token_file(where, options.encoding):
+        return read_tokens(where, options.image_root, options.encoding)
     if suffix in (*TABLE_SUFFIXES, ".txt"):
         return read_table(
             where,

@@ -56,7 +56,7 @@ def repeated(columns: list[str]) -> str:
 def _csv_rows(
     path: Path, separator: str | None, encoding: str | None, image_columns: tuple[str, ...]
 ) -> tuple[list[str], Iterator[Row | Skipped]]:
-    text = _text(path, encoding)
+    text = read_text(path, encoding)
     if separator is None:
         separator = _sniff(text, image_columns)
     elif len(separator) != 1:
@@ -209,7 +209,7 @@ def _json_rows(path: Path, encoding: str | None) -> tuple[list[str], Iterator[Ro
     rows: list[Row | Skipped] = []
     columns: dict[str, None] = {}
     # Not splitlines(): JSON strings may hold U+2028 and the like, which it takes for line ends.
-    for number, line in enumerate(_text(path, encoding).split("\n"), 1):
+    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -256,17 +256,33 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-def _text(path: Path, encoding: str | None) -> str:
+def read_text(path: Path, encoding: str | None) -> str:
+    """The text of a file, see ``decode_text``.
+
+    Raises:
+        ClipkitError: its bytes are no such text, or there is no such encoding.
+    """
     data = path.read_bytes()
+    try:
+        return decode_text(data, encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ClipkitError(
+            f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or pass --encoding latin-1"
+        ) from None
+
+
+def decode_text(data: bytes, encoding: str | None, errors: str = "strict") -> str:
+    """``data`` in ``encoding``; if None in UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        ClipkitError: there is no such encoding.
+        UnicodeDecodeError: ``data`` are no such text.
+    """
     if encoding is None:
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         encoding = "utf-16" if utf16 else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding, errors)
     except LookupError:
         raise ClipkitError(f"{encoding}: no such text encoding; try utf-8 or latin-1") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ClipkitError(
-            f"{path}: line {line} is not {encoding.removesuffix('-sig')}; save it as UTF-8, or pass --encoding latin-1"
-        ) from None

@@ -12,7 +12,7 @@ from data_prep_helpers import picture as picture_of
 from data_prep_helpers import pictures
 
 from clipkit.errors import ClipkitError
-from data_prep import prepare
+from data_prep import SourceOptions, prepare, read_source
 from data_prep.folders import read_folder
 
 
@@ -30,6 +30,21 @@ def test_captions_end_where_lines_do(tmp_path: Path) -> None:
     (path,) = pictures(tmp_path, 1)
     path.with_suffix(".txt").write_bytes("one\u2028still one\r\ntwo\x85still two\rthree\u2029still three\n".encode())
     assert read_folder(tmp_path).records[0].captions == ("one still one", "two still two", "three still three")
+
+
+def test_captions_in_other_encodings(tmp_path: Path) -> None:
+    first, second, third = pictures(tmp_path, 3)
+    first.with_suffix(".txt").write_bytes("café".encode("utf-16"))
+    second.with_suffix(".txt").write_bytes("café".encode("latin-1"))
+    third.with_suffix(".txt").write_text("café", encoding="utf-8")
+    source = read_folder(tmp_path)
+    assert [r.captions for r in source.records] == [("café",), ("café",)]
+    assert [s.file for s in source.skipped] == [str(second)] and "--encoding latin-1" in source.skipped[0].reason
+    first.with_suffix(".txt").unlink()
+    source = read_source(tmp_path, SourceOptions(encoding="latin-1"))
+    assert [r.captions for r in source.records] == [("café",), ("cafÃ©",)]
+    with pytest.raises(ClipkitError, match="nonsense: no such text encoding"):
+        read_folder(tmp_path, encoding="nonsense")
 
 
 def test_pictures_with_rarer_endings_are_used_or_listed(tmp_path: Path) -> None:

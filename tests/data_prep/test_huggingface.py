@@ -83,6 +83,22 @@ def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
     assert picture(3) in [s["image"] for s in samples(tmp_path / "out").values()]
 
 
+def test_a_parquet_file_without_the_column_is_named(tmp_path: Path) -> None:
+    cells = [{"bytes": picture(0), "path": "0.jpg"}]
+    pq.write_table(pa.table({"image": cells, "caption": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ClipkitError, match=r"b\.parquet: no column 'image', unlike other files; its columns are id"):
+        read_source(tmp_path)
+
+
+def test_a_time_that_python_cannot_hold_is_told(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(picture(0))
+    late = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"image": ["0.jpg"], "caption": ["a"], "t": late}), tmp_path / "a.parquet")
+    with pytest.raises(ClipkitError, match=r"a\.parquet: .*out of range"):
+        read_source(tmp_path / "a.parquet")
+
+
 def test_a_folder_of_pictures_with_metadata(tmp_path: Path) -> None:
     pictures(tmp_path / "d" / "train", 2)
     lines = [{"file_name": f"train/{i}.jpg", "text": f"c{i}"} for i in range(2)]

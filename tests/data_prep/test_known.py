@@ -9,7 +9,7 @@ import pytest
 from data_prep_helpers import pictures
 
 from clipkit.errors import ClipkitError
-from data_prep import read_source
+from data_prep import SourceOptions, read_source
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -58,6 +58,23 @@ def test_karpathy(tmp_path: Path) -> None:
     ]
 
 
+def test_coco_with_annotations_that_lack_something(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(2)]
+    odd = [{"caption": "x"}, {"image_id": 1}, 7, {"image_id": [1], "caption": "x"}]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": [{"image_id": 0, "caption": "a"}, *odd]}))
+    source = read_source(path)
+    assert [r.captions for r in source.records] == [("a",)]
+    assert [(Path(s.file).name, s.reason) for s in source.skipped] == [
+        ("coco.json", "annotations without an image_id or a caption: 4, the first of them number 2"),
+        ("1.jpg", "no caption in the file of captions"),
+    ]
+    path.write_text(json.dumps({"images": images, "annotations": odd}))
+    with pytest.raises(ClipkitError, match=r"coco\.json: not a file of captions \(.*no annotation has"):
+        read_source(path)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"images": 3}', '{"images": [{"id": 1}], "annotations": []}', "{" * 5000])
 def test_other_json_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
@@ -90,6 +107,17 @@ def test_flickr_tokens_with_the_lists_of_splits(tmp_path: Path) -> None:
         (("z",), "train"),
     ]
     assert [s.reason for s in source.skipped] == ["not PICTURE#NUMBER<tab>CAPTION", "no such file"]
+
+
+def test_tokens_in_other_encodings(tmp_path: Path) -> None:
+    pictures(tmp_path, 1)
+    path = tmp_path / "tokens.txt"
+    path.write_bytes("0.jpg#0\tun café\r\n0.jpg#1\tun thé".encode("utf-16"))
+    assert read_source(path).records[0].captions == ("un café", "un thé")
+    path.write_bytes("0.jpg#0\tun café\n".encode("latin-1"))
+    assert read_source(path, SourceOptions(encoding="latin-1")).records[0].captions == ("un café",)
+    with pytest.raises(ClipkitError, match=r"tokens\.txt: line 1 is not utf-8; .* --encoding latin-1"):
+        read_source(path)
 
 
 @pytest.mark.parametrize(

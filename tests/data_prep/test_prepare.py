@@ -13,7 +13,7 @@ from data_prep_helpers import captions, content, pictures, samples
 
 from clipkit.data_option import left_out_of
 from clipkit.errors import ClipkitError
-from data_prep import cached_shards, is_whole, prepare
+from data_prep import cached_shards, is_whole, prepare, read_source
 from data_prep.__main__ import main
 from data_prep.card import statistics
 from data_prep.prepare import CopyOptions
@@ -36,6 +36,13 @@ def test_prepare_picks_the_source(tmp_path: Path) -> None:
         prepare("openmojis", tmp_path / "d")
     with pytest.raises(ClipkitError, match=r"nowhere.*no such file"):
         prepare(tmp_path / "nowhere", tmp_path / "d")
+
+
+def test_a_table_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    path = table(tmp_path / "what? [1]").rename(tmp_path / "what? [1]" / "cap [1]*.csv")
+    assert len(read_source(path).records) == 6
+    prepare(path, tmp_path / "out", processes=1)
+    assert len(read_source(f"{tmp_path}/out/train/00000?.tar").records) == 6
 
 
 def test_a_source_inside_what_would_be_replaced_is_refused(tmp_path: Path) -> None:
