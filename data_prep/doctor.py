@@ -29,7 +29,7 @@ class Options:
     path: tyro.conf.Positional[str | None] = None
     """Shards, or any source of `clipkit prepare`. Default: the train_data of --config."""
     config: str | None = None
-    """A run's config.yaml: its batch size, warm-up, tokenizer and validation data are looked at too."""
+    """A run, or its config.yaml: its batch size, warm-up, tokenizer and validation data are looked at too."""
     batch_size: int | None = None
     """Batch size to judge by. Default: the config's, or 256."""
     reading: tyro.conf.OmitArgPrefixes[SourceOptions] = field(default_factory=SourceOptions)

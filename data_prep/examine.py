@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit.config import Config
+from clipkit.data_option import source_names
 from clipkit.errors import ClipkitError
 from clipkit.run_file import load_config
 from data_prep.copies import Components, copy_pairs
 from data_prep.engine import run_tasks
 from data_prep.images import Encoding
-from data_prep.records import SPLITS, Record, Skipped, Source
+from data_prep.records import SPLITS, Record, Skipped
 from data_prep.sources import SourceOptions, read_source
 from data_prep.stage import Facts, joined, stage, stage_tasks
 
@@ -54,22 +55,28 @@ class Examined:
 def examine(
     path: str | None, config_path: str | None, batch_size: int | None, processes: int, options: SourceOptions
 ) -> Examined:
-    """Read all of ``path`` (of the run's training and validation data, if None) and decode every picture.
+    """Read all of ``path`` (of the run's training data, if None), and the run's validation data; decode every picture.
 
     Raises:
         ClipkitError: nothing to look at, or it cannot be read at all.
     """
-    config = load_config(config_path) if config_path else None
+    config = None
+    if config_path:
+        config = load_config(Path(config_path, "config.yaml") if Path(config_path).is_dir() else config_path)
     if path is None and (config is None or config.data.train_data is None):
         raise ClipkitError("nothing to examine: give a data set, or --config with a run that has train_data")
     name = path or str(config.data.train_data if config else "")
-    source = read_source(name, options, pass_by=True)
-    records = [_with_split(record, record.split or "train") for record in source.records]
-    skipped = list(source.skipped)
-    if config is not None and config.data.val_data is not None:
+    names = [name] if path or config is None else source_names(name, config.data.train_weights)
+    sources = [read_source(each, options, pass_by=True) for each in names]
+    records = [_with_split(record, record.split or "train") for source in sources for record in source.records]
+    skipped = [entry for source in sources for entry in source.skipped]
+    sizes = list(_shard_sizes(records))
+    if config is not None and config.data.val_data is not None:  # training takes no other split of its train_data then
         held_out = read_source(config.data.val_data, options, pass_by=True)
-        records += [_with_split(record, "val") for record in held_out.records if record.split != "train"]
-        skipped += held_out.skipped
+        rest = [record for record in held_out.records if record.split != "train"]
+        records = [record for record in records if record.split == "train"]
+        records += [_with_split(r, "val") for r in [r for r in rest if r.split == "val"] or rest]
+        skipped += [entry for entry in held_out.skipped if entry not in skipped]
     facts = _facts(records, processes)
     skipped += [Skipped(records[row].name, why) for row, (why, _) in sorted(facts.reasons.items())]
     good = facts["good"].nonzero()[0].tolist()
@@ -83,7 +90,7 @@ def examine(
         skipped,
         config,
         batch_size or (config.optim.batch_size if config else 256),
-        list(_shard_sizes(source)),
+        sizes,
     )
 
 
@@ -97,11 +104,11 @@ def _facts(records: list[Record], processes: int) -> Facts:
         return joined(list(run_tasks(stage, tasks, processes)))
 
 
-def _shard_sizes(source: Source) -> Iterator[int]:
+def _shard_sizes(records: list[Record]) -> Iterator[int]:
     """Samples of each training shard, in order."""
     counts: dict[Path, int] = {}
-    for record in source.records:
+    for record in records:
         shard = getattr(record.image, "path", None)
-        if isinstance(shard, Path) and shard.suffix == ".tar" and record.split in (None, "train"):
+        if isinstance(shard, Path) and shard.suffix == ".tar" and record.split == "train":
             counts[shard] = counts.get(shard, 0) + 1
     yield from counts.values()

@@ -48,7 +48,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
     """Records of a source, by what it is.
 
     Args:
-        path: a table, a folder, shards, a name on the Hugging Face hub.
+        path: a table, a folder, shards, a name on the Hugging Face hub, or ``"openmoji"``.
         options: how to read it.
         pass_by: list shards that cannot be read at all, and go on with the others.
 
@@ -67,6 +67,10 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
         return _read_file(where, options)
     if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):
         return read_shards(path, pass_by)
+    if str(path) == STARTER:
+        from data_prep import cached_shards
+
+        return read_shards(cached_shards(STARTER), pass_by)
     hint = did_you_mean(str(path), [STARTER])
     if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not where.parent.exists() and not where.suffix:
         return read_dataset(fetch_dataset(str(path), cache_dir()), _row_options(options))

@@ -28,7 +28,8 @@ def tokenizer_fit(data: Examined) -> Iterator[Finding]:
         fix = "name a tokenizer that is on this machine, or fetch it"
         yield Finding("tokenizer", f"the run's tokenizer cannot be loaded: {error}", fix, 1)
         return
-    name = data.config.model.text_model or data.config.model.model
+    model = data.config.model
+    name = "the starter" if data.config.recipe == "starter" else model.text_model or model.model
     cut = [caption for caption, tokens in zip(captions, ids, strict=True) if len(tokens) > context]
     if len(cut) > _CUT * len(captions):
         yield Finding(
@@ -58,14 +59,17 @@ def _tokens(config: Config, captions: list[str]) -> tuple[list[list[int]], int, 
     Raises:
         ClipkitError: the tokenizer is not there.
     """
-    if config.model.text_model is not None:
+    if config.recipe == "starter" or config.model.text_model is not None:
+        from clipkit.encoders import starter
+        from clipkit.encoders.from_pair import CONTEXT_LENGTH
         from clipkit.encoders.tokens import transformers_tokenizer
 
-        tokenizer = transformers_tokenizer(config.model.text_model)
+        if config.recipe == "starter":
+            tokenizer = transformers_tokenizer(starter.text_folder(), starter.CONTEXT_LENGTH)
+        else:
+            tokenizer = transformers_tokenizer(str(config.model.text_model), CONTEXT_LENGTH)
         ids = tokenizer.inner(captions, truncation=False)["input_ids"]
         return ids, tokenizer.context_length, tokenizer.inner.unk_token_id
-    if config.recipe == "starter":
-        raise ClipkitError("the starter's tokenizer is a part of its text tower")
     import open_clip
 
     # clipkit's own small model reads as CLIP does

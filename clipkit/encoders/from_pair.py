@@ -16,6 +16,8 @@ from clipkit.encoders.tokens import transformers_tokenizer
 from clipkit.errors import ClipkitError, did_you_mean
 from clipkit.pairs import PictureSpec
 
+CONTEXT_LENGTH = 77  # as CLIP's
+
 
 class PooledText(nn.Module):
     """A transformers encoder, pooled over the tokens that are no padding.
@@ -124,7 +126,7 @@ def from_pair(
     pooling: str = "mean",
     image_head: dict[str, Any] | None = None,
     text_head: dict[str, Any] | None = None,
-    context_length: int | None = 77,
+    context_length: int | None = CONTEXT_LENGTH,
 ) -> DualEncoder:
     """A dual encoder of timm model ``image_model`` and transformers model ``text_model``.
 

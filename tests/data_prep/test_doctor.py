@@ -6,6 +6,7 @@ import io
 import json
 import random
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,17 @@ def test_shuffle_quality() -> None:
     assert "of 11 shards" in found(lopsided)["shuffle quality"]
 
 
-def test_tokenizers() -> None:
+def pair_of(folder: Path) -> Config:
+    """A run whose text model takes 512 tokens; a pair of towers is given 77 of them."""
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", *"0123456789", *(f"##{n}" for n in range(10))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    return Config().replace(recipe="clip", text_model=str(folder))
+
+
+def test_tokenizers(tmp_path: Path) -> None:
     config = Config().replace(recipe="clip")
     chinese = [Record(str(i), b"", (f"一只狗在雪地里奔跑着{'很快' * (i % 5)}{i}",), {}, "train") for i in range(40)]
     assert "tokens per character" in found(examined(chinese, config=config))["tokenizer"]
@@ -111,6 +122,10 @@ def test_tokenizers() -> None:
         "100% of the captions are longer than the 77 tokens"
         in found(examined(long, config=config))["truncated captions"]
     )
+    starter = Config().replace(recipe="starter")
+    assert not found(examined(records(40), config=starter))
+    assert "than the 64 tokens that the starter reads" in found(examined(long, config=starter))["truncated captions"]
+    assert "than the 77 tokens" in found(examined(long, config=pair_of(tmp_path)))["truncated captions"]
     gone = Config().replace(recipe="clip", text_model="/no/such/tokenizer")
     assert "cannot be loaded" in found(examined(records(40), config=gone))["tokenizer"]
 
@@ -174,6 +189,40 @@ def test_shards_that_cannot_be_read_are_findings_and_the_others_are_looked_at(
     for number in (0, 1):
         (tmp_path / "d" / "train" / f"{number:06d}.tar").unlink()
     assert main([str(tmp_path / "d")]) == 2 and "000002.tar: an empty file" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_are_one_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [Record(str(i), picture(i), (f"picture {i}.",), {}, "train") for i in range(20)]
+    given += [replace(r, key=f"x{r.key}", image=picture(20 + i), split="val") for i, r in enumerate(given[:4])]
+    given += [Record("t", picture(50), ("a test.",), {}, "test")]
+    write_shards([replace(r, captions=(f"number {i}.",)) for i, r in enumerate(given)], tmp_path / "d", 10)
+    both = f"train_data: {tmp_path}/d\nval_data: {tmp_path}/d\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"recipe: clip\n{both}batch_size: 4\n")
+    for config in (tmp_path / "run", tmp_path / "run" / "config.yaml"):  # the run, or its file
+        assert main(["--config", str(config), "--processes", "1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["splits"] == {"train": 20, "val": 4}
+    assert main(["--config", str(tmp_path / "nowhere")]) == 2 and "no such run file" in capsys.readouterr().err
+
+
+def test_a_run_of_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, first in (("a", 0), ("b", 20)):
+        given = [Record(str(i), picture(i), (f"picture {i}.",)) for i in range(first, first + 10)]
+        write_shards(given, tmp_path / name, 5)
+    (tmp_path / "run.yaml").write_text(f"recipe: clip\ntrain_data: {tmp_path}/a::{tmp_path}/b\nbatch_size: 4\n")
+    assert main(["--config", str(tmp_path / "run.yaml"), "--processes", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["splits"] == {"train": 20} and said["measures"]["shards"] == 4
+
+
+def test_the_starter_data_have_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards([Record(str(i), picture(i), (f"picture {i}.",)) for i in range(10)], tmp_path / "d")
+    monkeypatch.setattr("data_prep.cached_shards", lambda name: tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    assert main(["openmoji", "--batch-size", "4", "--processes", "1"]) == 0
+    assert "10 good pictures" in capsys.readouterr().out
 
 
 def test_the_command_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
