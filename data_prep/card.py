@@ -94,8 +94,9 @@ def _filter_statistics(out: Path) -> dict[str, Any] | None:
     if filters is None:
         return None
     hidden: dict[str, Counter[str]] = {}
-    for split, path in shards_of(out):
-        keep, reasons = judged(read_scores(path), filters, path)
+    shards = list(shards_of(out))
+    judgements = judged([(path, read_scores(path)) for _, path in shards], filters)
+    for (split, _), (keep, reasons) in zip(shards, judgements, strict=True):
         hidden.setdefault(split, Counter()).update({"hidden": int((~keep).sum()), **reasons})
     set_ones = {name: value for name, value in vars(filters).items() if value not in (None, (), False)}
     return {"thresholds": set_ones, "splits": {split: dict(counts) for split, counts in hidden.items()}}

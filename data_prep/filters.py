@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class Filters:
     languages: tuple[str, ...] = ()
     """Hide samples whose captions are in another language (codes such as en de ja); undetermined ones stay."""
     hide_copies: bool = False
-    """Hide all but the first sample of each set of copies."""
+    """Hide all but one sample of each set of copies: the first that no other filter hides."""
     clip_model: str | None = None
     """Model that scores how well captions fit (a run, a directory, or an open_clip NAME,TAG)."""
     min_clip_score: float | None = None
@@ -78,9 +78,8 @@ def apply_filters(out: str | Path, filters: Filters | None = None, engine: Engin
         list(run_tasks(score_captions, [ScoreTask(path, filters.clip_model) for _, path in shards], 1, engine))
     hidden: dict[str, Counter[str]] = {}
     masks = []
-    for split, path in shards:
-        table = read_scores(path)
-        keep, reasons = judged(table, filters, path)
+    tables = [(path, read_scores(path)) for _, path in shards]
+    for (split, path), (_, table), (keep, reasons) in zip(shards, tables, judged(tables, filters), strict=True):
         index = load_index(path)
         if index.keys != table["key"].to_pylist():
             raise ClipkitError(f"{scores_path(path)}: made for other samples than {path.name} has; prepare them again")
@@ -112,8 +111,47 @@ def read_filters(out: Path) -> Filters | None:
         ) from None
 
 
-def judged(table: pa.Table, filters: Filters, path: Path) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which samples of a table stay, bool (n,), and how many each filter hides (a sample may fail several)."""
+def judged(tables: Sequence[tuple[Path, pa.Table]], filters: Filters) -> list[tuple[NDArray[np.bool_], dict[str, int]]]:
+    """Of each shard of a data set and its scores: which samples stay, bool (n,), and how many each filter hides (a
+    sample may fail several)."""
+    fails = [_failed(table, filters, path) for path, table in tables]
+    keep = [_kept(len(table), failed) for (_, table), failed in zip(tables, fails, strict=True)]
+    if filters.hide_copies:
+        for failed, copies in zip(fails, _copies([table for _, table in tables], keep), strict=True):
+            failed["hide_copies"] = copies
+    return [
+        (_kept(len(table), failed), {name: int(which.sum()) for name, which in failed.items()})
+        for (_, table), failed in zip(tables, fails, strict=True)
+    ]
+
+
+def _kept(n: int, fails: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    import numpy as np
+
+    return ~np.logical_or.reduce([np.zeros(n, bool), *fails.values()])
+
+
+def _copies(tables: Sequence[pa.Table], keep: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+    """Which samples of each shard are copies of the one that stays: the one that its set is called after, or the first
+    of the others where other filters hide that."""
+    import numpy as np
+
+    named = [list(zip(t["key"].to_pylist(), t["copy_of"].to_pylist(), strict=True)) for t in tables]
+    sets = {first for samples in named for _, first in samples if first is not None}
+    stays: dict[str, str] = {}
+    for samples, kept in zip(named, keep, strict=True):
+        for (key, first), stay in zip(samples, kept.tolist(), strict=True):
+            if stay and first is not None:
+                stays.setdefault(first, key)
+            elif stay and key in sets:
+                stays[key] = key
+    return [
+        np.array([stays.get(first or key, first or key) != key for key, first in samples], bool) for samples in named
+    ]
+
+
+def _failed(table: pa.Table, filters: Filters, path: Path) -> dict[str, NDArray[np.bool_]]:
+    """Filter, but for copies, to which samples of a table it hides, bool (n,)."""
     import numpy as np
 
     def column(name: str) -> NDArray[Any]:
@@ -137,16 +175,11 @@ def judged(table: pa.Table, filters: Filters, path: Path) -> tuple[NDArray[np.bo
             )
         allowed = [*filters.languages, UNDETERMINED]
         fails["languages"] = np.array([language not in allowed for language in table["language"].to_pylist()], bool)
-    if filters.hide_copies:
-        fails["hide_copies"] = np.array([first is not None for first in table["copy_of"].to_pylist()], bool)
     if filters.min_clip_score is not None:
         if table["clip_score"].null_count:
             raise ClipkitError(f"{scores_path(path)}: no model scored these captions; pass --clip-model MODEL")
         fails["min_clip_score"] = column("clip_score") < filters.min_clip_score
-    keep = np.ones(len(table), bool)
-    for failed in fails.values():
-        keep &= ~failed
-    return keep, {name: int(failed.sum()) for name, failed in fails.items()}
+    return fails
 
 
 def shards_of(out: Path) -> Iterator[tuple[str, Path]]:

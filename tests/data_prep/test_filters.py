@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from data_prep_helpers import picture, tree
+from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.shards import open_shards
@@ -62,6 +64,27 @@ def test_each_threshold(tmp_path: Path, filters: Filters, hidden: set[str]) -> N
     apply_filters(out, Filters())
     assert seen(out) == everyone and not list(out.rglob("*.keep.npz"))
     assert {name: data for name, data in tree(out).items() if name.endswith(".tar")} == tars
+
+
+def test_a_copy_stays_where_the_first_of_its_set_is_hidden(tmp_path: Path) -> None:
+    """A small picture is listed first and its original, of the next shard, second."""
+    image = Image.open(io.BytesIO(picture(0, (300, 300)))).resize((30, 30)).resize((300, 300), Image.Resampling.BICUBIC)
+    files = [io.BytesIO() for _ in range(2)]
+    image.resize((60, 60)).save(files[0], "PNG")
+    image.save(files[1], "PNG")
+    (small, large), other = (file.getvalue() for file in files), picture(1, (300, 300))
+    given = [("small", small), ("other", other), ("large", large), ("again", large)]
+    write_shards([Record(key, data, ("c",)) for key, data in given], tmp_path, 2, rule=PlanRule(SplitRule(), "near"))
+    apply_filters(tmp_path, Filters(hide_copies=True))
+    assert seen(tmp_path) == ["small", "other"]
+    report = apply_filters(tmp_path, Filters(min_side=100, hide_copies=True))
+    assert seen(tmp_path) == ["other", "large"]
+    counts = {"samples": 4, "kept": 2, "min_side": 1, "hide_copies": 2}
+    assert report is not None and report["splits"]["train"] == counts
+    filters = statistics(tmp_path)["filters"]
+    assert filters is not None and filters["splits"]["train"] == {"hidden": 2, "min_side": 1, "hide_copies": 2}
+    apply_filters(tmp_path, Filters(min_side=30, hide_copies=True))
+    assert seen(tmp_path) == ["small", "other"]
 
 
 def test_languages(tmp_path: Path) -> None:
