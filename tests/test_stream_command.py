@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -67,6 +68,13 @@ def test_a_mixture(folder: Path) -> None:
 def test_speed(folder: Path) -> None:
     status, out, _ = said(folder, "--batch-size", 50, "--steps", 2, "--size", 32)
     assert status == 0 and "150 samples in 5 shard(s)" in out and "samples/s" in out and "per CPU second" in out
+
+
+def test_the_speed_of_one_small_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes less time than the system counts in."""
+    monkeypatch.setattr(os, "times", lambda: os.times_result((0.0, 0.0, 0.0, 0.0, 0.0)))
+    status, out, err = said(folder, "--batch-size", 1, "--steps", 1, "--size", 16)
+    assert status == 0 and "per CPU second" in out, err
 
 
 @pytest.mark.parametrize(

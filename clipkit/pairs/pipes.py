@@ -100,7 +100,16 @@ class PipeBatches(IterableDataset):
         self.reader, self.pipes, self.batch_size = reader, pipes, batch_size
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
-    def __iter__(self) -> Iterator[PairBatch]:
+    def __iter__(self) -> Iterator[PairBatch | ClipkitError]:
+        """The batches; out of a reading process a user's mistake comes as a value, as its one line."""
+        try:
+            yield from self._batches()
+        except ClipkitError as error:
+            if get_worker_info() is None:
+                raise
+            yield error
+
+    def _batches(self) -> Iterator[PairBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         place = piece(self.batch_size, self.rank, self.world)

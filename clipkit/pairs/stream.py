@@ -25,7 +25,7 @@ from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_see
 from clipkit.pairs.pipes import PipeBatches, PipeSet
 from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
-from clipkit.pairs.workers import Ahead, read_in_workers, start_quietly
+from clipkit.pairs.workers import Ahead, raised, read_in_workers, start_quietly
 
 CAPTION, VIEW, SUBSTITUTE, MINED = 1, 2, 3, 5  # purposes of a sample's seeds; 4 is the dropout of a step
 _TRIES = 20  # substitutes tried for a bad sample before the run stops
@@ -264,7 +264,7 @@ def stream(
     if isinstance(reader.shards, PipeSet):
         batches_of = PipeBatches(reader, reader.shards, batch_size, start, stop, rank, world)
         loader: DataLoader[PairBatch] = DataLoader(batches_of, batch_size=None, num_workers=workers)
-        return start_quietly(loader) if workers else iter(batches_of)
+        return raised(start_quietly(loader) if workers else iter(batches_of))
     steps = _Steps(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
         batches: Iterator[PairBatch] = (reader(items) for items in steps)

@@ -79,6 +79,14 @@ def start_quietly(loader: DataLoader[Any]) -> Iterator[Any]:
     return batches
 
 
+def raised(batches: Iterator[Batch | ClipkitError]) -> Iterator[Batch]:
+    """``batches``; a user's mistake among them is raised."""
+    for batch in batches:
+        if isinstance(batch, ClipkitError):
+            raise batch
+        yield batch
+
+
 class _Reading(Generic[Item, Batch]):
     """What runs in the processes: a user's mistake comes back as a value, as its one line."""
 

@@ -67,6 +67,12 @@ def test_bad_samples_are_replaced_and_named(folder: Path) -> None:
     assert all(len(batch.image_ids) == 10 for batch in batches)
 
 
+def test_a_mistake_in_a_reading_process_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ClipkitError, match=r"not one sample came out of the pipe") as raised:
+        read(f"pipe:cat {tmp_path}/nothing.tar", 1, workers=1)
+    assert "\n" not in str(raised.value)
+
+
 def test_pipes_without_a_sample(tmp_path: Path) -> None:
     with pytest.raises(ClipkitError, match="not one sample"), pytest.warns(UserWarning):
         read(f"pipe:cat {tmp_path}/nothing.tar", 1)
