@@ -218,18 +218,23 @@ class Items(Sequence[Item]):
 
 
 def shard_items(shards: ShardSet, samples: Iterable[int]) -> Iterator[Item]:
-    """``samples`` of ``shards``: the files that they were made of where those are still there, else their members."""
+    """``samples`` of ``shards``: the files that they were made of where those are still there, else their members. What
+    is no UTF-8 in a name is escaped, as a table cannot hold it: such a member is found, but cannot be read by it."""
     for i in samples:
         shard, at = shards.locate(i)
         offset, size = (int(n) for n in shard.spans[at, 0])
         record, captions = shards.read_record(i)
-        meta = {k: str(v) for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
+        meta = {_text(k): _text(str(v)) for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
         file = shards.source_file(i)
         if file is not None:
-            yield Item(str(file), shard.keys[at], captions, meta=meta)
+            yield Item(_text(str(file)), _text(shard.keys[at]), captions, meta=meta)
         else:
             where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
-            yield Item(str(where), shard.keys[at], captions, offset, size, meta=meta)
+            yield Item(_text(str(where)), _text(shard.keys[at]), captions, offset, size, meta=meta)
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _items(table: pa.Table) -> list[Item]:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from training_helpers import draw, losses, make_table, one_line, records, steps, weights
 
+from clipkit.inference import Index
 from clipkit.training import checkpoint, loop, quarantine
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -179,10 +180,11 @@ def test_a_bad_picture_whose_name_is_no_utf8_does_not_stop_training(run_here: An
     run = tmp_path / "run"
     data = make_shards(tmp_path / "caf\udce9", 40, bad=[3])
     (data / "000000.tar").rename(data / "\udce9.tar")  # the second shard by name
-    assert run_here(run, train_data=data, epochs=2) == 0
-    assert run_here(run, train_data=data, epochs=4, resume="auto") == 0
+    assert run_here(run, train_data=data, val_data=data, epochs=2) == 0
+    assert run_here(run, train_data=data, val_data=data, epochs=4, resume="auto") == 0
     (listed,) = quarantined(run)
     assert listed["where"] == f"{data}/\udce9.tar/0003.png"
+    assert len(Index.open(run / "index").items) == 39
 
 
 def test_quarantine_names_a_sample_once_after_a_resume(run_here: Any, tmp_path: Path) -> None:
