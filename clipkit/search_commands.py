@@ -99,7 +99,7 @@ class MakeIndex:
     """What the index is searched with. Default: what it has; else exact, and faiss from a million pictures if it is
     installed. What faiss and milvus find of the exact best is measured and printed."""
     rebuild: bool = False
-    """Encode everything anew, where the index is damaged or another model's."""
+    """Encode everything anew, where the index is damaged or another model's; captions and backend stay."""
     uri: str | None = None
     """Of milvus: http://HOST:19530, or a file. Default: a file in the index. A token is taken from MILVUS_TOKEN."""
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
@@ -175,6 +175,7 @@ def shards_index(
     from clipkit.config import Config
     from clipkit.evaluation.encoding import encode_pairs
     from clipkit.inference import Index
+    from clipkit.inference.index_files import read_wish
     from clipkit.pairs import open_shards
     from clipkit.training.data import plain_reader
 
@@ -183,6 +184,7 @@ def shards_index(
     encoded = encode_pairs(model.model, plain_reader(model.model, shards, Config()), autocast=model.autocast)
     samples = encoded.samples.tolist()
     index = Index.of_shards(model, shards, samples, encoded.images.numpy(), encoded.texts.numpy())
+    backend, uri = (backend, uri) if backend is not None else read_wish(Path(output))
     opened = Index.open(index.save(output, backend, uri), model)
     opened.skipped = [bad.reason for bad in encoded.bad]
     return opened

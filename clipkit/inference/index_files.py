@@ -84,6 +84,23 @@ def read_index(folder: Path) -> Saved:
     raise AssertionError("the last opening returns or raises")
 
 
+def read_wish(folder: Path) -> tuple[str | None, str | None]:
+    """What the index in ``folder`` is to be searched with, and milvus' uri, as far as its header can be read."""
+    header = _header(folder)
+    return header.get("backend"), header.get("uri")
+
+
+def read_captions(folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """The captions of pictures by their keys, of an index that is damaged otherwise; None if it has lost them."""
+    header = _header(folder)
+    if not header.get("captions"):
+        return {}
+    try:
+        return {item.key: item.captions for item in Items.open(folder / header["items"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_model(saved: Saved, folder: Path, model: Aligner) -> None:
     """Refuse another model than the one that made the index in ``folder``."""
     if model_fingerprint(model) != saved.fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Index, index_update
-from clipkit.inference.index_files import LOCK, exclusive
+from clipkit.inference.index_files import HEADER, LOCK, exclusive
 
 
 @pytest.fixture
@@ -164,6 +165,39 @@ def test_another_model_is_refused_before_anything_is_encoded(
     assert len(Index.open(path, model)) == 8
     assert len(Index.update(path, sigmoid_model, folder, rebuild=True)[0]) == 8
     assert same(Index.open(path, sigmoid_model), sigmoid_model, folder)
+
+
+@pytest.mark.parametrize("damage", ["none", "model", "embeddings", "faiss"])
+def test_rebuilding_keeps_what_was_given(folder: Path, tmp_path: Path, model: Any, damage: str) -> None:
+    pytest.importorskip("faiss")
+    path = tmp_path / "an.index"
+    captions = {"0.png": ["a bird", "two dogs"], "deep/3.png": ["a bird"]}
+    Index.update(path, model, folder, captions=captions, backend="faiss")
+    header = json.loads((path / HEADER).read_text())
+    if damage == "model":
+        (path / HEADER).write_text(json.dumps({**header, "fingerprint": "of another"}))
+    elif damage == "embeddings":
+        (path / header["embeddings"]).write_bytes(b"")
+    elif damage == "faiss":
+        (path / header["searches"]["pictures"]["file"]).write_bytes(b"no index")
+    if damage != "none":
+        with pytest.raises(ClipkitError, match="clipkit index --rebuild"):
+            Index.update(path, model, folder)
+    index, changes = Index.update(path, model, folder, rebuild=True)
+    assert {i.key: list(i.captions) for i in index.items if i.captions} == captions
+    assert index.caption_embeddings is not None and len(index.caption_embeddings) == 3
+    assert index.searches["pictures"]["backend"] == "faiss" and changes.added == 8 and not index.skipped
+
+
+def test_captions_that_cannot_be_rebuilt_are_named(folder: Path, tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder, captions={"0.png": ["a bird"]})
+    (path / json.loads((path / HEADER).read_text())["items"]).write_bytes(b"")
+    index, _ = Index.update(path, model, folder, rebuild=True)
+    assert len(index) == 8 and index.caption_embeddings is None
+    assert index.skipped == [f"the captions of {path}, which cannot be read; give --captions again"]
+    Index.update(path, model, folder, captions={"0.png": ["a bird"]})
+    assert Index.update(path, model, folder, rebuild=True)[0].skipped == []
 
 
 def test_what_a_killed_writer_left_is_cleared_away(folder: Path, tmp_path: Path, model: Any, picture: Any) -> None:
