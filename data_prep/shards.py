@@ -241,7 +241,7 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
         if n_bad / (n_bad + good) > limit:
             raise ClipkitError(
                 f"{source}: {n_bad:,} of {n_bad + good:,} {what} cannot be used ({first}); "
-                f"mend them, or pass --max-bad-fraction 1 to go on without them"
+                f"mend them, or make the shards by clipkit prepare with --max-bad-fraction 1 to go on without them"
             )
 
 

@@ -268,5 +268,6 @@ def _text(path: Path, encoding: str | None) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ClipkitError(
-            f"{path}: line {line} is not {encoding.removesuffix('-sig')}; save it as UTF-8, or pass --encoding latin-1"
+            f"{path}: line {line} is not {encoding.removesuffix('-sig')}; save it as UTF-8, or give --encoding latin-1 "
+            f"to prepare or train"
         ) from None

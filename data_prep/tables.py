@@ -163,7 +163,7 @@ def grouped_records(
         raise ClipkitError(f"{path} is empty: it has a header but no rows")
     if not pictures:
         first = skipped[0]
-        hint = "check the paths, or pass --image-root FOLDER" if missing else "fill in the table"
+        hint = "check the paths, or give --image-root FOLDER to prepare or train" if missing else "fill in the table"
         raise ClipkitError(f"{path}: none of its {n_rows:,} rows can be used ({first.file}: {first.reason}); {hint}")
     records = [
         Record(f"{i:08d}", image, tuple(captions), meta, split)

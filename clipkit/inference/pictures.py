@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -132,10 +131,3 @@ def thumbnail(data: bytes, side: int = 256) -> Image.Image:
     image = to_rgb(ImageOps.exif_transpose(open_picture(data, "picture")))
     image.thumbnail((side, side))
     return image
-
-
-def to_png(image: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
