@@ -158,8 +158,10 @@ class MakeIndex:
             source = read(image_root=root)
         except ClipkitError:
             source = read()  # its paths start where the table is
-        inside = [
-            (record.image.resolve(), record.captions) for record in source.records if isinstance(record.image, Path)
+        inside = [  # a picture that is a link is found by its own name
+            (record.image.parent.resolve() / record.image.name, record.captions)
+            for record in source.records
+            if isinstance(record.image, Path)
         ]
         captions = {str(p.relative_to(root)): texts for p, texts in inside if p.is_relative_to(root)}
         if not captions:
@@ -215,12 +217,13 @@ def folder_index(model: Aligner, folder: str | Path, console: Console, quiet: bo
     """
     from clipkit.cache import cache_dir
     from clipkit.inference import Index
-    from clipkit.inference.index_files import FORMAT, model_fingerprint
+    from clipkit.inference.index_files import FORMAT, HEADER, can_be_read, model_fingerprint
 
     which = f"{FORMAT} {Path(folder).resolve()} {model_fingerprint(model)}"
-    name = hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
+    place = cache_dir() / "folders" / hashlib.blake2b(os.fsencode(which), digest_size=16).hexdigest()
     index, _ = Index.update(
-        cache_dir() / "folders" / name, model, folder, None if quiet and not console.terminal else console.progress,
+        place, model, folder, None if quiet and not console.terminal else console.progress,
+        rebuild=(place / HEADER).is_file() and not can_be_read(place),  # what is in the cache can be made again
         wait=WAIT, say=lambda text: print(f"clipkit: {text}", file=sys.stderr),
     )  # fmt: skip
     list_skipped(index.skipped)

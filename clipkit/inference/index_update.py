@@ -82,7 +82,9 @@ def update_index(
     """
     folder = folder.absolute()  # found again from anywhere
     paths = find_pictures(folder)
-    with exclusive(path, wait, say):
+    with exclusive(path, wait, say) as waited:
+        if waited:
+            paths = find_pictures(folder)  # as it is now
         old = _Old(path, model, rebuild)
         store = EncodingStore(path / f"{_PENDING}{model_fingerprint(model)}")
         store.refresh()

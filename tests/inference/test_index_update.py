@@ -129,7 +129,7 @@ def test_a_second_writer_is_told_to_wait(folder: Path, tmp_path: Path, model: An
     Index.update(path, model, folder)
 
 
-def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting: Counting) -> None:
+def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting: Counting, picture: Any) -> None:
     path, model = tmp_path / "an.index", counting.model
     Index.update(path, model, folder)
     counting.since()
@@ -148,10 +148,12 @@ def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting
             assert waiting.wait(30) and not second.done()
             with pytest.raises(ClipkitError, match="writing this index for more than 0 s"):
                 Index.update(path, model, folder, wait=0.01)
+            (folder / "2.png").unlink()
+            put(picture, 60, folder / "60.png")
         finally:
             first.release()
         index, changes = second.result(60)
-    assert changes == (0, 0, 0, 8) and len(index) == 8 and counting.since() == 0
+    assert changes == (1, 0, 1, 7) and len(index) == 8 and counting.since() == 1, "the folder as it is after the wait"
     assert len(said) == 1 and "waiting" in said[0]
 
 
