@@ -159,7 +159,6 @@ def _shard_tasks(
 
     tasks = []
     for split, samples in plan.splits.items():
-        (place.shards / split).mkdir(exist_ok=True)
         for number, start in enumerate(range(0, len(samples), samples_per_shard)):
             members = tuple(member(sample) for sample in samples[start : start + samples_per_shard])
             receipt = place.receipts / f"{split}-{number:06d}.json"
