@@ -233,6 +233,9 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
     bad = [entry for entry in skipped if entry.kind in ("bad", "mendable")]
     rows = sum(entry.row for entry in bad)
     first = f"{bad[0].file}: {bad[0].reason}" if bad else "there are no records"
+    seen = sum(entry.kind == "evaluation" for entry in skipped)
+    if not samples and seen:
+        raise ClipkitError(f"{source}: nothing is left: the evaluation sets hold all {seen:,} good pictures")
     if not samples:
         raise ClipkitError(f"{source}: not one good picture ({first}); check the files")
     left_out = len(skipped) - len(bad)  # copies and the like are good pictures
