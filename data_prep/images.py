@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
+from clipkit.pairs.pillow import eight_bits
 from data_prep.looks import Look, look_of
 
 KEPT = {
@@ -69,8 +70,8 @@ def checked_picture(
 
     JPEG, PNG and WebP stay byte for byte as they are, unless ``encoding`` wants them smaller or in another format.
     Everything else that Pillow reads becomes a PNG of the first frame, turned upright, in RGB (RGBA where something
-    is transparent, 16-bit grey as it is). What is encoded anew is upright and keeps no metadata but its colour
-    profile.
+    is transparent, 16-bit grey as it is, 32-bit and floating grey in 8 bits). What is encoded anew is upright and keeps
+    no metadata but its colour profile.
 
     Args:
         data: an encoded picture.
@@ -151,9 +152,11 @@ def _encoded(image: Image.Image, extension: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     profile = image.info.get("icc_profile")
     if extension == "png":
-        if image.mode not in ("L", "RGB", "RGBA", "I;16"):
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        image.save(buffer, "PNG")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))  # of whatever byte order
+        elif image.mode not in ("L", "RGB", "RGBA"):
+            image = _plain(image)
+        image.save(buffer, "PNG", icc_profile=profile)
     elif extension == "webp":
         _plain(image).save(buffer, "WEBP", quality=quality, icc_profile=profile or b"")
     else:
@@ -164,10 +167,7 @@ def _encoded(image: Image.Image, extension: str, quality: int) -> bytes:
 
 def _plain(image: Image.Image) -> Image.Image:
     """``image`` in 8 bits: L, RGB or RGBA."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("L", "RGB", "RGBA"):
         return image.convert("RGBA") if image.has_transparency_data else image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import simplejpeg
 import torch
 from PIL import Image, ImageOps
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
+from clipkit.pairs.pillow import eight_bits
 from clipkit.pairs.vision import F
 
 Decode = Literal["fast", "reference"]
@@ -69,11 +69,7 @@ def open_picture(data: bytes | Path, where: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in RGB: transparency laid on white, 16-bit grey scaled to 8 bits."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        # I and F do not say their range; 16 bits do, however dark the picture is
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
