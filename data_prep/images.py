@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
-from clipkit.pairs.pillow import eight_bits
+from clipkit.pairs.pillow import eight_bits, upright
 from data_prep.looks import Look, look_of
 
 KEPT = {
@@ -114,16 +114,16 @@ def _checked(data: bytes, encoding: Encoding, verify: bool, with_look: bool) -> 
         if extension == wanted and not too_large:
             if verify or with_look:
                 _load_small(image, with_look)
-            look = look_of(ImageOps.exif_transpose(image)) if with_look else None
+            look = look_of(upright(image)) if with_look else None
             return Picture(data, extension, source_size, source_size, look)
         if too_large and extension == "jpg":
             assert encoding.max_side is not None
             _draft(image, 2 * encoding.max_side)  # twice what is kept, so that the last scaling decides the quality
-        upright = ImageOps.exif_transpose(image)
+        kept = upright(image)
         if too_large:
-            upright = _scaled(upright, encoding.max_side or 0)
-        stored = _encoded(upright, wanted, encoding.quality)
-        return Picture(stored, wanted, upright.size, source_size, look_of(upright) if with_look else None)
+            kept = _scaled(kept, encoding.max_side or 0)
+        stored = _encoded(kept, wanted, encoding.quality)
+        return Picture(stored, wanted, kept.size, source_size, look_of(kept) if with_look else None)
 
 
 def _load_small(image: Image.Image, with_look: bool) -> None:

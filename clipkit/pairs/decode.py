@@ -13,12 +13,12 @@ from typing import Literal
 
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
-from clipkit.pairs.pillow import eight_bits
+from clipkit.pairs.pillow import eight_bits, upright
 from clipkit.pairs.vision import F
 
 Decode = Literal["fast", "reference"]
@@ -39,8 +39,7 @@ def decode_image(data: bytes, where: str = "picture") -> Tensor:
             return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
         except (ValueError, MemoryError):
             pass  # PIL says better what is wrong, and reads some that libjpeg-turbo warns of
-    image = ImageOps.exif_transpose(open_picture(data, where))
-    return F.pil_to_tensor(to_rgb(image))
+    return F.pil_to_tensor(to_rgb(upright(open_picture(data, where))))
 
 
 def open_picture(data: bytes | Path, where: str) -> Image.Image:

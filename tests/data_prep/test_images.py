@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from data_prep_helpers import picture
+from data_prep_helpers import DAMAGED_EXIF, picture
 from PIL import Image
 
 from clipkit.errors import ClipkitError
@@ -58,6 +58,16 @@ def test_what_is_encoded_anew_is_upright_and_says_nothing_of_the_photographer() 
     made = checked_picture(data, Encoding(max_side=40))
     assert made.size == (40, 60) and b"my garden" in data and b"my garden" not in made.data
     assert not opened(made.data).getexif()
+
+
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding(max_side=40), Encoding(format="webp")])
+def test_a_damaged_exif_block_costs_no_picture(encoding: Encoding) -> None:
+    made, plain = (
+        checked_picture(smooth((120, 80), "JPEG", exif=exif), encoding, with_look=True)
+        for exif in (DAMAGED_EXIF, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0")
+    )
+    assert made.look == plain.look and made.size == plain.size
+    assert np.array_equal(opened(made.data), opened(plain.data))
 
 
 def test_transparency_becomes_white_and_16_bits_become_8() -> None:
