@@ -81,7 +81,7 @@ VERBS = {
     "doctor": Verb("look for what is wrong with data, or with training on them", _doctor),
     "stream": Verb("show the order in which training reads shards, and how fast", _stream),
     "explain": Verb("draw what a method compares in a batch, and what differs between two", _explain),
-    "evaluate": Verb("measure a model: retrieval and zero-shot classification", _command("evaluate")),
+    "evaluate": Verb("measure a model: retrieval, zero-shot, probes, few labels, sentences", _command("evaluate")),
     "index": Verb("index a folder of pictures", _command("index")),
     "search": Verb("find pictures by words or by a picture", _command("search")),
     "classify": Verb("name pictures with labels of your own", _command("classify")),

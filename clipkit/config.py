@@ -93,9 +93,9 @@ class ModelConfig:
     pretrained: str | None = None
     """Weights for --model: an open_clip tag, or a checkpoint file."""
     image_model: str | None = None
-    """timm name of the image tower; together with --text-model it replaces --model."""
+    """timm name of the image tower; with --text-model (alone for recipes of pictures) it replaces --model."""
     text_model: str | None = None
-    """transformers name or local directory of the text tower; together with --image-model."""
+    """transformers name or local directory of the text tower; with --image-model (alone for recipes of sentences)."""
     image_pretrained: bool = True
     """Start --image-model from timm's weights (fetched by timm on first use)."""
     text_pretrained: bool = True
@@ -156,15 +156,16 @@ class OptimConfig:
     batch_size: int = 256
     """Pairs that are compared with one another in a step, over all processes together."""
     micro_batch_size: int | None = None
-    """Pairs per process that are encoded at a time: less memory, same gradient. Default: all at once."""
+    """Pairs per process that are encoded at a time: less memory, same gradient; BatchNorm layers then keep their stored
+    statistics. Default: all at once."""
     epochs: float = 10.0
     """Passes over the training data."""
     max_steps: int | None = None
-    """Stop after this many steps, whatever --epochs says."""
+    """At most this many steps, though --epochs would go on."""
     lr: float = 5e-4
     """Peak learning rate."""
     wd: float = 0.1
-    """AdamW weight decay; not on gains, biases, position embeddings and the temperature."""
+    """Weight decay; not on gains, biases, position embeddings and the temperature."""
     beta1: float = 0.9
     """AdamW's first-moment decay."""
     beta2: float = 0.98
@@ -181,7 +182,7 @@ class OptimConfig:
     scale_max: float = 100.0
     """Upper limit of the temperature's inverse."""
     precision: Precision = "auto"
-    """float32, bf16 (autocast), or auto: bf16 on accelerators that have it, float32 on CPUs."""
+    """float32, bf16 (autocast), or auto: bf16 on CUDA devices that have it, else float32."""
 
     @property
     def loss(self) -> str:

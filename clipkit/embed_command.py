@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ class Embed:
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
 
     def run(self, console: Console) -> None:
-        check_output(f"{self.output}.npy" if self.output.strip("/ ") else self.output)
+        named = self.output.strip() and not self.output.endswith(("/", os.sep))
+        check_output(f"{self.output}.npy" if named else self.output)
         model = self.model.load()
         if len(self.inputs) == 1 and self.inputs[0].endswith(".txt"):
             lines = read_lines(self.inputs[0])
@@ -89,8 +91,12 @@ def write_embeddings(
     names: list[str] = []
     contents: list[str] = []
     skipped: list[str] = []
+    said = {"model": model.name, "fingerprint": model_fingerprint(model)}
     try:
-        with atomic_write(output.with_name(f"{output.name}.npy")) as file:
+        with (  # both appear when both are whole
+            atomic_write(output.with_name(f"{output.name}.npy")) as file,
+            atomic_write(output.with_name(f"{output.name}.parquet")) as beside,
+        ):
             length = _start(file, total, model.embed_dim)
             for done, (name, content, row, error) in enumerate(rows, 1):
                 if row is None:
@@ -105,10 +111,10 @@ def write_embeddings(
             file.seek(0)
             if _start(file, len(names), model.embed_dim) != length:  # numpy leaves room for any number of rows
                 raise AssertionError("the header of the .npy file has another length")
-        table = pa.table({"row": list(range(len(names))), what: names, "content": contents})
-        said = {"model": model.name, "fingerprint": model_fingerprint(model)}
-        with atomic_write(output.with_name(f"{output.name}.parquet")) as file:
-            pq.write_table(table.replace_schema_metadata(said), file)
+            file.flush()
+            os.fsync(file.fileno())
+            table = pa.table({"row": list(range(len(names))), what: names, "content": contents})
+            pq.write_table(table.replace_schema_metadata(said), beside)
     except OSError as error:
         raise ClipkitError(f"{output}: the embeddings could not be written ({error.strerror or error})") from None
     return skipped

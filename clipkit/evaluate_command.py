@@ -105,7 +105,7 @@ class Evaluate:
         for flag, value, least in (
             ("seeds", tune.seeds, 1),
             ("min-steps", tune.min_steps, 0),
-            ("batch-size", tune.batch_size, 1),
+            ("batch-size", tune.batch_size, 2),
         ):
             if value < least:
                 raise ClipkitError(f"--{flag} is {value}; it must be at least {least}")

@@ -17,7 +17,6 @@ from clipkit.inputs import check_output, parse_flags
 if TYPE_CHECKING:  # a mistyped flag should not wait for torch
     from clipkit.config import Config
     from clipkit.explain.table import Explained
-    from clipkit.recipes import Recipe
 
 MOST = 32  # samples of a batch; more are no longer looked at cell by cell
 _OWN = ("--data", "--samples", "--run", "--output", "--markdown")
@@ -100,13 +99,13 @@ def explain_recipe(name: str | None, flags: Explain, training: list[str]) -> Exp
         from clipkit.training.kept import find_checkpoint
 
         model = load_model(find_checkpoint(Path(flags.run)))
-    with _data(recipe, config, flags.samples) as (read, source):
+    with _data(config, flags.samples) as (read, source):
         found = explain(recipe, read, flags.samples, model, flags.run or "untrained")
     return found if source is None else found.called(source)
 
 
 @contextmanager
-def _data(recipe: Recipe, config: Config, samples: int) -> Iterator[tuple[Config, str | None]]:
+def _data(config: Config, samples: int) -> Iterator[tuple[Config, str | None]]:
     """``config`` with data: its own, or drawn ones, which are gone afterwards and have no file to be called by."""
     if config.data.train_data is not None:
         yield config, None

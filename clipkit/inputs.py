@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -129,7 +130,7 @@ def check_output(path: str | None) -> None:
     """Refuse a file that cannot be written, before the work and not after it."""
     if path is None:
         return
-    if not path.strip() or Path(path).is_dir():
+    if not path.strip() or path.endswith(("/", os.sep)) or Path(path).is_dir():
         raise ClipkitError(f"{path or 'an empty name'}: a folder, or no name of a file; name the file to write")
     if not Path(path).parent.is_dir():
         raise ClipkitError(f"{path}: the folder {Path(path).parent} does not exist; make it first")
@@ -152,11 +153,21 @@ def lines_or_values(values: tuple[str, ...], flag: str) -> list[str]:
     """The values of ``flag``: several words, one word with commas, or one file with a value per line."""
     if not values:
         raise ClipkitError(f"{flag} is missing: give class names, or a file with one per line")
-    if len(values) == 1 and Path(values[0]).is_file():
+    if len(values) == 1 and is_file(values[0]):
         return read_lines(values[0])
+    if len(values) == 1 and values[0].lower().endswith(".txt"):
+        raise ClipkitError(f"{flag} {values[0]}: no such file; give a file with one per line, or the class names")
     if len(values) == 1 and "," in values[0]:
         return [v.strip() for v in values[0].split(",") if v.strip()]
     return list(values)
+
+
+def is_file(text: str) -> bool:
+    """Whether ``text`` names a file that is there; a long sentence, or one with a null character, names none."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def parse_query(text: str) -> tuple[list[str | Path], list[str | Path]]:
@@ -164,7 +175,7 @@ def parse_query(text: str) -> tuple[list[str | Path], list[str | Path]]:
 
     Words are one text, and the path of a picture one picture. ``"a beach" + photo.jpg - "people"`` is arithmetic: texts
     in quotes and pictures, joined by + and -. Words that merely hold a + or a - stay words. In quotes, too, the path of
-    a picture that is there is a picture: its name may have spaces.
+    a picture that is there is a picture: its name may have spaces. What names a file that is there is that file.
 
     Raises:
         ClipkitError: quotes that make no such query, or an address.
@@ -179,9 +190,11 @@ def parse_query(text: str) -> tuple[list[str | Path], list[str | Path]]:
         quoted = word.startswith('"')
         if is_picture(inside) and "://" in inside:
             raise ClipkitError(f"{inside}: addresses are not fetched; download the picture and give its path")
-        return Path(inside) if is_picture(inside) and (not quoted or Path(inside).is_file()) else inside
+        return Path(inside) if is_picture(inside) and (not quoted or is_file(inside)) else inside
 
     text = text.strip()
+    if re.search(r"\.\w{2,5}$", text) and is_file(text):
+        return [Path(text)], []
     term = r'(?:"[^"]+"|[^"\s]+)'
     if re.fullmatch(rf"{term}(?:\s+[+-]\s+{term})+", text):
         found = re.findall(rf"(?:^|\s([+-])\s)\s*({term})", text)

@@ -177,9 +177,15 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config,
         folder = Path(data) / name
         if folder.is_dir() and any(folder.glob("*.tar")):
             return open_shards(folder)
-    shards, prepared = open_data(data, config, split or "train")
+    shards, prepared = open_data(data, config, "train")
     say_left_out(prepared, console)
-    return shards
+    if prepared is None or any(Path(data).glob("*.tar")):
+        return shards
+    has = [name for name in ("test", "val", "train") if (prepared / name).is_dir()]
+    if split is not None and split not in has and len(has) > 1:
+        raise ClipkitError(f"{data} has no {split} split (it has {', '.join(has)}); name one of them as --split")
+    wanted = split if split in has else has[0]
+    return shards if wanted == "train" else open_data(data, config, wanted)[0]
 
 
 def before_training(model: Aligner) -> Aligner | None:

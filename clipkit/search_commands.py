@@ -99,7 +99,7 @@ class MakeIndex:
     """What the index is searched with. Default: what it has; else exact, and faiss from a million pictures if it is
     installed. What faiss and milvus find of the exact best is measured and printed."""
     rebuild: bool = False
-    """Encode everything anew, where the index is damaged or another model's."""
+    """Encode everything anew, where the index is damaged or another model's; captions and backend stay."""
     uri: str | None = None
     """Of milvus: http://HOST:19530, or a file. Default: a file in the index. A token is taken from MILVUS_TOKEN."""
     model: tyro.conf.OmitArgPrefixes[ModelOption] = field(default_factory=ModelOption)
@@ -158,8 +158,10 @@ class MakeIndex:
             source = read(image_root=root)
         except ClipkitError:
             source = read()  # its paths start where the table is
-        inside = [
-            (record.image.resolve(), record.captions) for record in source.records if isinstance(record.image, Path)
+        inside = [  # a picture that is a link is found by its own name
+            (record.image.parent.resolve() / record.image.name, record.captions)
+            for record in source.records
+            if isinstance(record.image, Path)
         ]
         captions = {str(p.relative_to(root)): texts for p, texts in inside if p.is_relative_to(root)}
         if not captions:
@@ -175,6 +177,7 @@ def shards_index(
     from clipkit.config import Config
     from clipkit.evaluation.encoding import encode_pairs
     from clipkit.inference import Index
+    from clipkit.inference.index_files import read_wish
     from clipkit.pairs import open_shards
     from clipkit.training.data import plain_reader
 
@@ -183,6 +186,7 @@ def shards_index(
     encoded = encode_pairs(model.model, plain_reader(model.model, shards, Config()), autocast=model.autocast)
     samples = encoded.samples.tolist()
     index = Index.of_shards(model, shards, samples, encoded.images.numpy(), encoded.texts.numpy())
+    backend, uri = (backend, uri) if backend is not None else read_wish(Path(output))
     opened = Index.open(index.save(output, backend, uri), model)
     opened.skipped = [bad.reason for bad in encoded.bad]
     return opened
@@ -213,12 +217,13 @@ def folder_index(model: Aligner, folder: str | Path, console: Console, quiet: bo
     """
     from clipkit.cache import cache_dir
     from clipkit.inference import Index
-    from clipkit.inference.index_files import FORMAT, model_fingerprint
+    from clipkit.inference.index_files import FORMAT, HEADER, can_be_read, model_fingerprint
 
     which = f"{FORMAT} {Path(folder).resolve()} {model_fingerprint(model)}"
-    name = hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
+    place = cache_dir() / "folders" / hashlib.blake2b(os.fsencode(which), digest_size=16).hexdigest()
     index, _ = Index.update(
-        cache_dir() / "folders" / name, model, folder, None if quiet and not console.terminal else console.progress,
+        place, model, folder, None if quiet and not console.terminal else console.progress,
+        rebuild=(place / HEADER).is_file() and not can_be_read(place),  # what is in the cache can be made again
         wait=WAIT, say=lambda text: print(f"clipkit: {text}", file=sys.stderr),
     )  # fmt: skip
     list_skipped(index.skipped)

@@ -43,13 +43,13 @@ def statistics(out: Path) -> dict[str, Any]:
         "source": dataset["source"],
         "fingerprint": dataset["fingerprint"],
         "license": dataset["license"],
-        "splits": {split: _split_statistics(parts, out) for split, parts in tables.items()},
+        "splits": {split: _split_statistics(parts) for split, parts in tables.items()},
         "filters": _filter_statistics(out),
         "left_out": _left_out(out),
     }
 
 
-def _split_statistics(tables: list[Any], out: Path) -> dict[str, Any]:
+def _split_statistics(tables: list[Any]) -> dict[str, Any]:
     import pyarrow as pa
 
     table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])

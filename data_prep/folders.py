@@ -91,7 +91,9 @@ def _captioned(root: Path, pictures: list[Path], splits: dict[str, str], encodin
         try:
             lines = text_lines(decode_text(text.read_bytes(), encoding))
         except UnicodeDecodeError as error:
-            reason = f"its .txt is not {error.encoding}; save it as UTF-8, or pass --encoding latin-1"
+            reason = (
+                f"its .txt is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare or train"
+            )
             skipped.append(Skipped(str(picture), reason))
             continue
         captions = dict.fromkeys(caption for line in lines if (caption := " ".join(line.split())))

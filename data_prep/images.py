@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
+from clipkit.pairs.pillow import eight_bits, upright
 from data_prep.looks import Look, look_of
 
 KEPT = {
@@ -69,8 +70,8 @@ def checked_picture(
 
     JPEG, PNG and WebP stay byte for byte as they are, unless ``encoding`` wants them smaller or in another format.
     Everything else that Pillow reads becomes a PNG of the first frame, turned upright, in RGB (RGBA where something
-    is transparent, 16-bit grey as it is). What is encoded anew is upright and keeps no metadata but its colour
-    profile.
+    is transparent, 16-bit grey as it is, 32-bit and floating grey in 8 bits). What is encoded anew is upright and keeps
+    no metadata but its colour profile.
 
     Args:
         data: an encoded picture.
@@ -113,16 +114,16 @@ def _checked(data: bytes, encoding: Encoding, verify: bool, with_look: bool) -> 
         if extension == wanted and not too_large:
             if verify or with_look:
                 _load_small(image, with_look)
-            look = look_of(ImageOps.exif_transpose(image)) if with_look else None
+            look = look_of(upright(image)) if with_look else None
             return Picture(data, extension, source_size, source_size, look)
         if too_large and extension == "jpg":
             assert encoding.max_side is not None
             _draft(image, 2 * encoding.max_side)  # twice what is kept, so that the last scaling decides the quality
-        upright = ImageOps.exif_transpose(image)
+        kept = upright(image)
         if too_large:
-            upright = _scaled(upright, encoding.max_side or 0)
-        stored = _encoded(upright, wanted, encoding.quality)
-        return Picture(stored, wanted, upright.size, source_size, look_of(upright) if with_look else None)
+            kept = _scaled(kept, encoding.max_side or 0)
+        stored = _encoded(kept, wanted, encoding.quality)
+        return Picture(stored, wanted, kept.size, source_size, look_of(kept) if with_look else None)
 
 
 def _load_small(image: Image.Image, with_look: bool) -> None:
@@ -151,9 +152,11 @@ def _encoded(image: Image.Image, extension: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     profile = image.info.get("icc_profile")
     if extension == "png":
-        if image.mode not in ("L", "RGB", "RGBA", "I;16"):
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        image.save(buffer, "PNG")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))  # of whatever byte order
+        elif image.mode not in ("L", "RGB", "RGBA"):
+            image = _plain(image)
+        image.save(buffer, "PNG", icc_profile=profile)
     elif extension == "webp":
         _plain(image).save(buffer, "WEBP", quality=quality, icc_profile=profile or b"")
     else:
@@ -164,10 +167,7 @@ def _encoded(image: Image.Image, extension: str, quality: int) -> bytes:
 
 def _plain(image: Image.Image) -> Image.Image:
     """``image`` in 8 bits: L, RGB or RGBA."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("L", "RGB", "RGBA"):
         return image.convert("RGBA") if image.has_transparency_data else image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipkit.pairs.pillow import eight_bits
+
 SIDE = 32  # of the grey copy
 TINY = 8  # side of the colour copy
 MAX_BITS = 6
@@ -45,6 +47,7 @@ _POWERS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 def look_of(image: Image.Image) -> Look:
     """The look of a loaded picture; transparency counts as white."""
+    image = eight_bits(image)
     if image.mode not in ("RGB", "L"):
         image = image.convert("RGBA") if image.has_transparency_data else image.convert("RGB")
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX)

@@ -172,7 +172,7 @@ def _seen_in(facts: Facts, evaluation: Facts, rule: PlanRule) -> list[int]:
     n = len(facts)
     both = Facts({name: np.concatenate([column, evaluation[name]]) for name, column in facts.columns.items()}, {})
     sets = Components(len(both))
-    sets.join(copy_pairs(both, near=rule.find_copies != "exact"))
+    sets.join(copy_pairs(both, near=rule.find_copies == "near"))
     held_out = {sets.first(n + row) for row in evaluation["good"].nonzero()[0].tolist()}
     return [row for row in facts["good"].nonzero()[0].tolist() if sets.first(row) in held_out]
 

@@ -28,7 +28,8 @@ class CopyOptions:
     drop_copies: bool = False
     """Keep only the largest picture of each set of copies; captions of exact copies are joined to it."""
     dedup_model: str | None = None
-    """Also find copies with this model (a run, a directory or a name): crops, mirror images, overlaid text."""
+    """Also find copies with this model (a run, a directory, or an open_clip NAME,TAG): crops, mirror images, overlaid
+    text."""
     dedup_threshold: float = 0.95
     """Cosine similarity from which two pictures are copies to --dedup-model."""
     decontaminate: tuple[str, ...] = ()

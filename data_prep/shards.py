@@ -168,7 +168,6 @@ def _shard_tasks(
 
     tasks = []
     for split, samples in plan.splits.items():
-        (place.shards / split).mkdir(exist_ok=True)
         for number, start in enumerate(range(0, len(samples), samples_per_shard)):
             members = tuple(member(sample) for sample in samples[start : start + samples_per_shard])
             receipt = place.receipts / f"{split}-{number:06d}.json"
@@ -245,6 +244,9 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
     bad = [entry for entry in skipped if entry.kind in ("bad", "mendable")]
     rows = sum(entry.row for entry in bad)
     first = f"{bad[0].file}: {bad[0].reason}" if bad else "there are no records"
+    seen = sum(entry.kind == "evaluation" for entry in skipped)
+    if not samples and seen:
+        raise ClipkitError(f"{source}: nothing is left: the evaluation sets hold all {seen:,} good pictures")
     if not samples:
         raise ClipkitError(f"{source}: not one good picture ({first}); check the files")
     left_out = len(skipped) - len(bad)  # copies and the like are good pictures
@@ -252,7 +254,7 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
         if n_bad / (n_bad + good) > limit:
             raise ClipkitError(
                 f"{source}: {n_bad:,} of {n_bad + good:,} {what} cannot be used ({first}); "
-                f"mend them, or pass --max-bad-fraction 1 to go on without them"
+                f"mend them, or make the shards by clipkit prepare with --max-bad-fraction 1 to go on without them"
             )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from clipkit.pairs.pillow import upright
 from data_prep.images import as_rgb
 
 COLUMNS, ROWS = 8, 6
@@ -48,7 +49,7 @@ def contact_sheet(shards: Sequence[Path]) -> bytes:
 def _small(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (_CELL, _CELL))
-        picture = as_rgb(ImageOps.exif_transpose(image))
+        picture = as_rgb(upright(image))
     picture.thumbnail((_CELL, _CELL))
     return picture
 

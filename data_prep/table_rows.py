@@ -268,7 +268,8 @@ def read_text(path: Path, encoding: str | None) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ClipkitError(
-            f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or pass --encoding latin-1"
+            f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare "
+            f"or train"
         ) from None
 
 

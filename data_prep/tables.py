@@ -1,8 +1,8 @@
 """CSV, TSV, JSONL and parquet tables of pictures and captions.
 
 Two columns matter: one names the picture (or holds its bytes, in parquet), one holds a caption or a list of
-them; several columns of captions may have one name in a CSV. Rows of the same picture are one record, in the
-order of first appearance. Every other column goes to ``meta``. A list of addresses and captions needs no header.
+them; several columns of captions may have one name in a CSV. Rows of the same picture (and split) are one record, in
+the order of first appearance. Every other column goes to ``meta``. A list of addresses and captions needs no header.
 """
 
 from __future__ import annotations
@@ -102,14 +102,15 @@ def read_table(
 def grouped_records(
     path: Path, rows: Iterable[Row | Skipped], image_column: str, caption_column: str, options: RowOptions
 ) -> Source:
-    """Group the rows by picture; what cannot be used is listed with its reason."""
+    """Group the rows by picture and split; what cannot be used is listed with its reason. A picture of several splits
+    is a record of each, of which the plan leaves the one that counts most."""
     folder = path if path.is_dir() else path.parent
     roots = [options.image_root] if options.image_root is not None else [folder, folder / "images", folder / "Images"]
     if not roots[0].is_dir():
         raise ClipkitError(f"{roots[0]}: no such folder; check --image-root")
     split_column = options.split_column or ("split" if path.is_dir() else None)
     apart = (image_column, caption_column, split_column)
-    pictures: dict[str, tuple[Any, dict[str, None], dict[str, Any], str | None]] = {}
+    pictures: dict[tuple[str, str | None], tuple[Any, dict[str, None], dict[str, Any]]] = {}  # by identity and split
     looked_at: dict[str, tuple[str, Any, str]] = {}
     missing: dict[str, str] = {}  # picture -> reason, said once however many captions it has
     skipped: list[Skipped] = []
@@ -148,7 +149,8 @@ def grouped_records(
             reason = f"split {str(split)[:40]!r} is neither train, val nor test (row {n_rows} of {path.name})"
             skipped.append(Skipped(identity, reason, row=True))
             continue
-        if identity not in pictures:
+        place = (identity, _SPLIT_WORDS[str(split).strip().lower()] if split else None)
+        if place not in pictures:
             extra = {name: _plain(value) for name, value in row.items() if name not in apart}
             if caption_column == "label":
                 extra.setdefault("label", captions[0])
@@ -157,17 +159,17 @@ def grouped_records(
                 **{k: v for k, v in extra.items() if v is not None},
                 "file": file or f"row {n_rows} of {path.name}",
             }
-            pictures[identity] = (image, {}, known, _SPLIT_WORDS[str(split).strip().lower()] if split else None)
-        pictures[identity][1].update(dict.fromkeys(captions))
+            pictures[place] = (image, {}, known)
+        pictures[place][1].update(dict.fromkeys(captions))
     if not n_rows:
         raise ClipkitError(f"{path} is empty: it has a header but no rows")
     if not pictures:
         first = skipped[0]
-        hint = "check the paths, or pass --image-root FOLDER" if missing else "fill in the table"
+        hint = "check the paths, or give --image-root FOLDER to prepare or train" if missing else "fill in the table"
         raise ClipkitError(f"{path}: none of its {n_rows:,} rows can be used ({first.file}: {first.reason}); {hint}")
     records = [
         Record(f"{i:08d}", image, tuple(captions), meta, split)
-        for i, (image, captions, meta, split) in enumerate(pictures.values())
+        for i, ((_, split), (image, captions, meta)) in enumerate(pictures.items())
     ]
     return Source(str(path), records, skipped)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -45,6 +46,12 @@ class FetchLimits:
     allow_private_addresses: bool = False
     """Also fetch from this machine and the local network. For tests, and for your own servers."""
 
+    def __post_init__(self) -> None:
+        for name, most in (("max_megabytes", 1e6), ("fetch_timeout", 86_400), ("fetch_tries", 1000)):
+            value = getattr(self, name)
+            if not 0 < value <= most:
+                raise ClipkitError(f"--{name.replace('_', '-')} {value}: expected more than 0 and at most {most:,.0f}")
+
 
 class _Busy(MendableError):
     """Worth asking again in a moment."""
@@ -65,7 +72,7 @@ class WebPicture:
 
     def __call__(self) -> bytes:
         until = time.monotonic() + self.limits.fetch_timeout
-        for attempt in range(max(1, self.limits.fetch_tries)):
+        for attempt in range(self.limits.fetch_tries):
             try:
                 return fetch(self.url, self.limits, until)
             except _Busy as error:
@@ -88,7 +95,7 @@ def fetch(url: str, limits: FetchLimits, until: float) -> bytes:
                 connection.request("GET", target, headers=headers)
                 response = connection.getresponse()
                 if response.status in (301, 302, 303, 307, 308):
-                    url = urllib.parse.urljoin(url, response.getheader("Location") or "")
+                    url = _led_to(url, response.getheader("Location") or "")
                     continue
                 _check_status(response.status)
                 return _body(response, sock, limits, until)
@@ -118,23 +125,33 @@ def _cut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def _led_to(url: str, location: str) -> str:
+    """The address that a redirect leads to."""
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise ClipkitError("a redirect to what is not an address that can be read") from None
+
+
 def _connect(url: str, limits: FetchLimits, until: float) -> tuple[http.client.HTTPConnection, str]:
     """A connection to a checked address of the host in ``url``, and what to ask it for."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~")
     except ValueError:
         raise ClipkitError("not an address that can be read") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ClipkitError(f"an address of {parts.scheme or 'no scheme'!r}; only http and https are fetched")
+    if re.search(r"[\0-\x20\x7f]", host):  # http.client refuses these, the name server may cut them off
+        raise ClipkitError(f"{host[:100]!r} is no host name")
     number = _checked_number(host, port, limits.allow_private_addresses)
     seconds = _seconds_left(until)
     if parts.scheme == "https":
         connection: http.client.HTTPConnection = _CheckedHTTPS(host, port, number, seconds)
     else:
         connection = _CheckedHTTP(host, port, number, seconds)
-    target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~")
     return connection, f"{target}?{query}" if query else target
 
 

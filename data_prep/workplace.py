@@ -95,26 +95,29 @@ class Workplace:
         if not self._is_ours():
             self.lock.close()
             raise ClipkitError(f"{self.out}: another preparation ended there just now; run the same command again")
-        self._replaces_filters = not keep
+        whole = is_whole(self.out)
+        self._replaces_filters = not keep or (whole and not self.mending)
         if not keep:
+            (self.work / "inputs").unlink(missing_ok=True)  # first, so that a kill leaves no half of what it stands for
             for folder in (self.staged, self.shards, self.evaluation, self.receipts):
                 shutil.rmtree(folder, ignore_errors=True)
         self.shards.mkdir(exist_ok=True)
         for split in SPLITS:
             public, own = self.out / split, self.shards / split
-            if is_whole(self.out):  # it stays as it is until another one is there to take its place
+            if whole:  # it stays as it is until another one is there to take its place
                 if self.mending and public.is_dir():
                     shutil.rmtree(own, ignore_errors=True)
                     shutil.copytree(public, own, copy_function=_link)
-            elif keep and public.is_dir():  # half published: back to work
-                shutil.rmtree(own, ignore_errors=True)
+            elif keep and public.is_dir() and not own.is_dir():  # half published: back to work
                 os.replace(public, own)
-            else:
+            else:  # every split has its own until that one is published, so this is what was to be replaced
                 shutil.rmtree(public, ignore_errors=True)
-        for folder in (self.staged, self.shards, self.evaluation, self.receipts):
+            own.mkdir(exist_ok=True)
+        for folder in (self.staged, self.evaluation, self.receipts):
             folder.mkdir(exist_ok=True)
-        for unfinished in self.work.rglob(".*.tmp"):
-            unfinished.unlink(missing_ok=True)
+        for pattern in (f"{WORK}/**/.*.tmp", ".skipped.jsonl.*.tmp", ".dataset.json.*.tmp"):
+            for unfinished in self.out.glob(pattern):
+                unfinished.unlink(missing_ok=True)
         for mask in self.shards.glob(f"*/*{MASK}"):  # a mask is of one plan's shards
             mask.unlink()
         with atomic_write(self.work / "inputs") as file:

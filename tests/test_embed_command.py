@@ -46,3 +46,20 @@ def test_embed(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -
         "embed", bad, tmp_path / "worse.png", "--output", tmp_path / "none", "--model", run
     )
     assert not list(tmp_path.glob("*none*")), "nothing half stays"
+
+
+def test_two_files_of_one_run(cli: Cli, run: Path, table: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """When the table cannot be written, the array stays what it was."""
+    command = ("embed", table.parent / "001.png", "--output", tmp_path / "pictures", "--model", run)
+    assert cli(*command)[0] == 0
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    status, _, err = cli(*command[:1], table.parent / "002.png", *command[2:])
+    assert status == 2 and "No space left" in err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert cli("embed", table, "--output", f"{tmp_path}/new/", "--model", run)[0] == 2
+    assert not list(tmp_path.glob("*new*"))

@@ -64,6 +64,28 @@ def test_evaluate_classes(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert "retrieval" not in json.loads((tmp_path / "figures.json").read_text()), "labels are not captions"
 
 
+def test_the_split_that_is_measured(cli: Cli, mistake_after: Any, run: Path, tmp_path: Path) -> None:
+    """Held-out pictures, if the data has any; a folder of shards that is named itself is taken as it is."""
+    for split, shape, colours in (("train", "left", ("red", "blue")), ("val", "top", ("red", "cyan"))):
+        for colour in colours:
+            (tmp_path / "photos" / split / colour).mkdir(parents=True)
+            for i in range(3):
+                draw(colour, shape, noise=i).save(tmp_path / "photos" / split / colour / f"{i}.png")
+    assert cli("prepare", tmp_path / "photos", tmp_path / "shards")[0] == 0
+
+    def classes(data: str, *flags: str) -> set[str]:
+        status, _, err = cli("evaluate", run, "--data", tmp_path / data, "--output", tmp_path / "found.json", *flags)
+        assert status == 0, err
+        return set(json.loads((tmp_path / "found.json").read_text())["zero_shot"]["class_names"])
+
+    for data in ("photos", "shards"):
+        assert classes(data) == classes(data, "--split", "val") == {"red", "cyan"}
+        assert classes(data, "--split", "train") == {"red", "blue"}
+        said = mistake_after("evaluate", run, "--data", tmp_path / data, "--split", "test")
+        assert "has no test split (it has val, train)" in said
+    assert classes("shards/train") == {"red", "blue"}
+
+
 def coloured(folder: Path, count: int, noise: int = 0) -> Path:
     """A folder with a folder of ``count`` pictures for each of three colours."""
     for colour in ("red", "blue", "green"):

@@ -11,6 +11,7 @@ import pytest
 from clipkit.errors import ClipkitError
 from clipkit.inputs import (
     check_output,
+    lines_or_values,
     parse_query,
     parse_where,
     picture_paths,
@@ -47,6 +48,25 @@ def test_a_picture_whose_name_has_spaces(tmp_path: Path, monkeypatch: pytest.Mon
     assert parse_query('"no photo.jpg"') == (["no photo.jpg"], []), "a text that happens to end so"
 
 
+def test_what_names_a_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ('my "best" photo.jpg', "IMG 1.HEIC", "a + b.png", "- x.jpg"):
+        Path(name).touch()
+        assert parse_query(name) == ([Path(name)], []), name
+    Path("red").touch()
+    assert parse_query("red") == (["red"], []), "a word"
+    assert parse_query("no such.HEIC") == (["no such.HEIC"], [])
+    assert parse_query("x" * 5000 + ".jp") == (["x" * 5000 + ".jp"], []), "no name of a file"
+
+
+def test_labels_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a bird\na dog\n")
+    assert lines_or_values((str(tmp_path / "labels.txt"),), "--labels") == ["a bird", "a dog"]
+    assert lines_or_values(("cat/dog",), "--labels") == ["cat/dog"]
+    with pytest.raises(ClipkitError, match=r"--labels label\.txt: no such file"):
+        lines_or_values(("label.txt",), "--labels")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -73,6 +93,7 @@ def test_pictures_of_a_folder_are_files(tmp_path: Path) -> None:
 def test_outputs(tmp_path: Path) -> None:
     for bad, words in (
         (str(tmp_path), "a folder"),
+        (str(tmp_path / "new") + "/", "a folder"),
         ("", "an empty name"),
         (str(tmp_path / "no" / "a"), "does not exist"),
     ):

@@ -97,6 +97,20 @@ def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Pat
         assert cli("search", "a bird", "--index", tmp_path / "an.index", "--model", run)[0] == 0
 
 
+@pytest.mark.parametrize("part", ["embeddings-*", "items-*", "index.json"])
+def test_what_is_lost_from_the_cache_is_made_again(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    draw("red", "plain").save(tmp_path / "photos" / "red.png")
+    command = ("search", "a red plain", "--images", tmp_path / "photos", "--model", run)
+    status, out, _ = cli(*command)
+    (lost,) = (tmp_path / "cache" / "folders").glob(f"*/{part}")
+    lost.unlink()
+    assert cli(*command) == (0, out, "") and status == 0
+
+
 def test_where_an_index_goes(tmp_path: Path, monkeypatch: Any) -> None:
     from clipkit.search_commands import MakeIndex
 
@@ -135,6 +149,12 @@ def test_index_with_captions(cli: Cli, run: Path, mistake: Any, tmp_path: Path) 
     status, out, _ = cli("index", folder, "--model", run)
     assert status == 0 and "nothing has changed" in out, "the captions stay"
     assert len(json.loads(cli("search", "a boat", "--by", "caption", *search)[1])) == 2
+
+    (tmp_path / "real.png").write_bytes((folder / "red.png").read_bytes())
+    (folder / "red.png").unlink()
+    (folder / "red.png").symlink_to(tmp_path / "real.png")
+    status, out, _ = cli("index", folder, "--captions", captions, "--model", run)
+    assert status == 0 and "3 captions" in out, "a picture that is a link has its captions"
 
     captions.write_text("filepath,caption\nphotos/deep/green.png,a boat\n")  # from where the table is
     assert cli("index", folder, "--captions", captions, "--model", run)[0] == 0
@@ -179,7 +199,11 @@ def test_grouped_hits_say_how_many_stand_behind(cli: Cli, run: Path, mistake: An
     assert "hide_similar" in mistake("search", "a", *common, "--group", "0.9", "--hide-similar", "0.9")
 
 
-def test_backends(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path) -> None:
+def _not_installed(backend: str) -> Any:
+    raise ClipkitError(f"{backend} is not installed; pip install 'clipkit[{backend}]', or choose exact")
+
+
+def test_backends(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed: pip install 'clipkit[faiss]'")
     index = ["index", table.parent, "--output", tmp_path / "an.index", "--model", run]
     search = ["search", "a red left", "--index", tmp_path / "an.index", "--model", run, "--json"]
@@ -190,7 +214,10 @@ def test_backends(cli: Cli, run: Path, table: Path, mistake: Any, tmp_path: Path
     assert cli(*search)[1] == exact and list((tmp_path / "an.index").glob("faiss-*"))
     status, out, _ = cli(*index)
     assert status == 0 and "faiss" in out and "nothing has changed" in out, "it stays what it is"
-    assert cli(*index, "--backend", "exact")[0] == 0 and not list((tmp_path / "an.index").glob("faiss-*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("clipkit.inference.approximate._library", _not_installed)
+        assert "choose exact" in mistake(*search)
+        assert cli(*index, "--backend", "exact")[0] == 0 and not list((tmp_path / "an.index").glob("faiss-*"))
     assert "--backend milvus" in mistake(*index, "--uri", "http://localhost:19530")
     mistake(*index, "--backend", "fais")
 

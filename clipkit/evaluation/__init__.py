@@ -1,8 +1,8 @@
-"""Measuring what a model learned: retrieval and zero-shot classification, each with intervals and chance.
+"""Measuring what a model learned: retrieval, zero-shot classification, probes, few labels, sentences, recommendation,
+and the health of the space.
 
-Everything here takes embeddings (arrays or tensors whose rows have unit norm) and returns frozen reports
-that know their protocol; nothing here runs an encoder except `classifier_weights`, through the function it
-is given.
+Most of it takes embeddings (arrays or tensors whose rows have unit norm); `classifier_weights`, `frozen_features` and
+`label_efficiency` run what they are given. All return frozen reports that know their protocol.
 """
 
 from __future__ import annotations

@@ -152,8 +152,3 @@ def _name(shards: ShardSet, sample: int) -> str:
     """The first caption of a picture, its label, or its key."""
     record, captions = shards.read_record(sample)
     return captions[0] if captions else str(record.get("label") or shards.key(sample))
-
-
-def number_of(item: Item) -> str:
-    """The sample's number, without the letter."""
-    return item.code.rstrip("abcdefghijklmnopqrstuvwxyz")

@@ -7,6 +7,7 @@ among what was proposed. How many of the true best it proposes is measured when 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,9 +142,10 @@ def open_search(folder: Path, description: dict[str, Any] | None, embeddings: Fl
 
 
 def forget_search(folder: Path, descriptions: Iterable[dict[str, Any]]) -> None:
-    """Remove what an earlier index in ``folder`` was searched with."""
+    """Remove what an earlier index in ``folder`` was searched with, where its library is installed."""
     for description in descriptions:
-        _library(description["backend"]).forget(folder, description)
+        with suppress(ClipkitError):
+            _library(description["backend"]).forget(folder, description)
 
 
 def _library(backend: str) -> Any:

@@ -21,7 +21,7 @@ from clipkit.inference.aligner import Aligner
 from clipkit.inference.approximate import open_search
 from clipkit.inference.exact import ExactSearch, VectorSearch
 from clipkit.inference.files import embed_files, find_pictures
-from clipkit.inference.index_files import check_model, exclusive, read_index, write_index
+from clipkit.inference.index_files import Saved, check_model, exclusive, read_index, write_index
 from clipkit.inference.items import Item, Items, shard_items
 from clipkit.inference.nearest import By, Captions, Found, nearest
 from clipkit.inference.pictures import thumbnail
@@ -106,7 +106,7 @@ class Index:
         Raises:
             ClipkitError: no such folder, or no picture in it.
         """
-        root = Path(folder)
+        root = Path(folder).absolute()  # found again from anywhere
         paths = find_pictures(root)
         rows: list[NDArray[np.float32]] = []
         items: list[Item] = []
@@ -195,12 +195,21 @@ class Index:
             ClipkitError: no index there, or it was made by another model.
         """
         folder = Path(path)
-        saved = read_index(folder)
-        if model is None:
-            from clipkit.inference.load import load
+        while True:
+            saved = read_index(folder)
+            if model is None:
+                from clipkit.inference.load import load
 
-            model = load(saved.model)
-        check_model(saved, folder, model)
+                model = load(saved.model)
+            check_model(saved, folder, model)
+            try:
+                return cls._of_saved(saved, folder, model)
+            except ClipkitError:
+                if read_index(folder).searches == saved.searches:
+                    raise  # else another process has replaced it since it was read
+
+    @classmethod
+    def _of_saved(cls, saved: Saved, folder: Path, model: Aligner) -> Index:
         index = cls(model, saved.embeddings, saved.items, saved.captions)
         index.searches = saved.searches
         index.pictures = open_search(folder, saved.searches.get("pictures"), saved.embeddings)

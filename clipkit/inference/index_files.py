@@ -84,6 +84,32 @@ def read_index(folder: Path) -> Saved:
     raise AssertionError("the last opening returns or raises")
 
 
+def can_be_read(folder: Path) -> bool:
+    """Whether there is an index in ``folder``, and a whole one."""
+    try:
+        read_index(folder)
+    except ClipkitError:
+        return False
+    return True
+
+
+def read_wish(folder: Path) -> tuple[str | None, str | None]:
+    """What the index in ``folder`` is to be searched with, and milvus' uri, as far as its header can be read."""
+    header = _header(folder)
+    return header.get("backend"), header.get("uri")
+
+
+def read_captions(folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """The captions of pictures by their keys, of an index that is damaged otherwise; None if it has lost them."""
+    header = _header(folder)
+    if not header.get("captions"):
+        return {}
+    try:
+        return {item.key: item.captions for item in Items.open(folder / header["items"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_model(saved: Saved, folder: Path, model: Aligner) -> None:
     """Refuse another model than the one that made the index in ``folder``."""
     if model_fingerprint(model) != saved.fingerprint:
@@ -94,8 +120,8 @@ def check_model(saved: Saved, folder: Path, model: Aligner) -> None:
 
 
 @contextmanager
-def exclusive(final: Path, wait: float = 0, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Nobody else writes the index at ``final`` meanwhile.
+def exclusive(final: Path, wait: float = 0, say: Callable[[str], None] | None = None) -> Iterator[bool]:
+    """Nobody else writes the index at ``final`` meanwhile; tells whether somebody else did before.
 
     Args:
         wait: seconds to wait for another process that writes it.
@@ -108,27 +134,33 @@ def exclusive(final: Path, wait: float = 0, say: Callable[[str], None] | None = 
         raise ClipkitError(f"{final} exists and is no index, so it is not replaced; choose another path")
     try:
         final.mkdir(parents=True, exist_ok=True)
-        with _lock(final / LOCK, wait, say):
-            yield
+        lock = filelock.FileLock(final / LOCK)
+        waited = _take(lock, wait, say)
+        try:
+            yield waited
+        finally:
+            lock.release()
     except filelock.Timeout:
-        waited = f" for more than {wait:.0f} s" if wait else ""
+        longer = f" for more than {wait:.0f} s" if wait else ""
         raise ClipkitError(
-            f"{final}: another process is writing this index{waited}; wait for it, or choose another path"
+            f"{final}: another process is writing this index{longer}; wait for it, or choose another path"
         ) from None
     except OSError as error:
         raise ClipkitError(f"{final}: the index could not be written ({error.strerror or error}); free space") from None
 
 
-def _lock(path: Path, wait: float, say: Callable[[str], None] | None) -> filelock.AcquireReturnProxy:
-    lock = filelock.FileLock(path)
+def _take(lock: filelock.BaseFileLock, wait: float, say: Callable[[str], None] | None) -> bool:
+    """Take the lock; whether another process had it."""
     try:
-        return lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
+        return False
     except filelock.Timeout:
         if not wait:
             raise
         if say is not None:
             say(f"another process is indexing these pictures; waiting for it (at most {wait / 60:.0f} minutes)")
-        return lock.acquire(timeout=wait)
+        lock.acquire(timeout=wait)
+        return True
 
 
 SaveRows = Callable[[IO[bytes]], None]

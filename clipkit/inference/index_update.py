@@ -26,7 +26,9 @@ from clipkit.inference.index_files import (
     check_model,
     exclusive,
     model_fingerprint,
+    read_captions,
     read_index,
+    read_wish,
     write_index,
 )
 from clipkit.inference.items import Item
@@ -66,7 +68,8 @@ def update_index(
         captions: of pictures by their path in ``folder``, to search by; those that are not named have none. By default
             the pictures keep what they have.
         backend, uri: as in ``Index.save``; by default those that the index has.
-        rebuild: encode everything anew, whatever is there: an index of another model, or a damaged one.
+        rebuild: encode everything anew, whatever is there: an index of another model, or a damaged one. Captions and
+            backend stay, where they can be read.
         wait: seconds to wait for another process that writes the index.
         say: is told that it waits.
 
@@ -79,7 +82,9 @@ def update_index(
     """
     folder = folder.absolute()  # found again from anywhere
     paths = find_pictures(folder)
-    with exclusive(path, wait, say):
+    with exclusive(path, wait, say) as waited:
+        if waited:
+            paths = find_pictures(folder)  # as it is now
         old = _Old(path, model, rebuild)
         store = EncodingStore(path / f"{_PENDING}{model_fingerprint(model)}")
         store.refresh()
@@ -97,7 +102,7 @@ def update_index(
             removed=sum(key not in found for key in contents),
             kept=sum(contents.get(item.key) == item.content for item in items),
         )
-        with_captions = captions is not None or old.captions is not None
+        with_captions = captions is not None or old.captioned
         wish = (backend, uri) if backend is not None else old.wish
         if rebuild or items != old.items or with_captions != (old.captions is not None) or wish != old.wish:
             save_captions = _caption_rows(model, items, old, progress) if with_captions else None
@@ -107,12 +112,15 @@ def update_index(
         for left in path.glob(f"{_PENDING}*"):
             shutil.rmtree(left, ignore_errors=True)
     index = Index.open(path, model)
-    index.skipped = skipped
+    index.skipped = skipped if captions is not None else [*old.lost, *skipped]
     return index, changes
 
 
 class _Old:
-    """The index as it was before, or an empty one."""
+    """The index as it was before, or an empty one.
+
+    If it is ``forgotten``, its embeddings are, and not what people gave: captions and backend, where they can be read.
+    """
 
     def __init__(self, path: Path, model: Aligner, forgotten: bool) -> None:
         saved = read_index(path) if (path / HEADER).is_file() and not forgotten else None
@@ -121,9 +129,13 @@ class _Old:
         self.items: list[Item] = list(saved.items) if saved else []
         self.embeddings = saved.embeddings if saved else np.zeros((0, model.embed_dim), dtype=np.float32)
         self.captions = saved.captions if saved else None
-        self.wish = (saved.backend, saved.uri) if saved else (None, None)
         self.by_key = {item.key: item for item in self.items}
         self.row_of = {item.content: row for row, item in enumerate(self.items) if item.content}
+        self.wish = read_wish(path)
+        given = read_captions(path) if forgotten else {item.key: item.captions for item in self.items}
+        self.captions_of: dict[str, tuple[str, ...]] = given or {}
+        self.captioned = self.captions is not None if saved else bool(given)
+        self.lost = [f"the captions of {path}, which cannot be read; give --captions again"] if given is None else []
 
 
 def _look(
@@ -151,8 +163,7 @@ def _look(
             skipped.append(read.error)
         else:  # a fresh file is looked at again the next time
             mtime = read.mtime if read.mtime < now - _FRESH else -1
-            known = old.by_key.get(key)
-            captions = known.captions if known else ()
+            captions = old.captions_of.get(key, ())
             found[key] = Item(str(read.path), key, captions, -1, read.size, read.content, mtime)
         if progress is not None:
             progress("indexing pictures", done, len(doubtful))

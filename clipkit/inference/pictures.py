@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs import PictureSpec, decode_image, fit, normalize, reference_pixels
 from clipkit.pairs.decode import Decode, open_picture, to_rgb
+from clipkit.pairs.pillow import upright
 from clipkit.pairs.vision import F
 
 MAX_DOWNLOAD = 64 << 20  # bytes of a picture fetched by URL
@@ -74,7 +74,7 @@ def to_pixels(image: Any, spec: PictureSpec, decode: Decode, allow_urls: bool) -
     if isinstance(image, Image.Image):
         if decode == "reference":
             return reference_pixels(image, spec)
-        return normalize(fit(F.pil_to_tensor(to_rgb(ImageOps.exif_transpose(image))), spec)[None], spec)[0]
+        return normalize(fit(F.pil_to_tensor(to_rgb(upright(image))), spec)[None], spec)[0]
     if not isinstance(image, (str, Path)):
         raise ClipkitError(f"{type(image).__name__} is no picture: give a path, a PIL image or an array")
     data, where = _read(image, allow_urls), str(image)
@@ -129,13 +129,6 @@ def _read(image: str | Path, allow_urls: bool) -> bytes:
 
 def thumbnail(data: bytes, side: int = 256) -> Image.Image:
     """A small RGB picture for a page."""
-    image = to_rgb(ImageOps.exif_transpose(open_picture(data, "picture")))
+    image = to_rgb(upright(open_picture(data, "picture")))
     image.thumbnail((side, side))
     return image
-
-
-def to_png(image: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -64,9 +64,11 @@ class Faiss:
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
         except RuntimeError:
-            raise ClipkitError(f"{path}: cannot be read; build the index again with clipkit index") from None
+            raise ClipkitError(f"{path}: cannot be read; build the index anew with clipkit index --rebuild") from None
         if index.ntotal != n:
-            raise ClipkitError(f"{path}: holds {index.ntotal} vectors, not {n}; build the index again")
+            raise ClipkitError(
+                f"{path}: holds {index.ntotal} vectors, not {n}; build the index anew with clipkit index --rebuild"
+            )
         return cls(index, description["file"], int(description["nprobe"]))
 
     @classmethod

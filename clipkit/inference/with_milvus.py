@@ -71,7 +71,9 @@ class Milvus:
         found = cls(folder, description["uri"], description["collection"])
         with _said(found.uri):
             if not found.client.has_collection(found.collection):
-                raise ClipkitError(f"{found.uri}: no collection {found.collection}; build the index again")
+                raise ClipkitError(
+                    f"{found.uri}: no collection {found.collection}; build the index anew with clipkit index --rebuild"
+                )
             found.client.load_collection(found.collection)
         return found
 

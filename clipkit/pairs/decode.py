@@ -11,14 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import MAX_PIXELS
+from clipkit.pairs.pillow import eight_bits, upright
 from clipkit.pairs.vision import F
 
 Decode = Literal["fast", "reference"]
@@ -39,8 +39,7 @@ def decode_image(data: bytes, where: str = "picture") -> Tensor:
             return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
         except (ValueError, MemoryError):
             pass  # PIL says better what is wrong, and reads some that libjpeg-turbo warns of
-    image = ImageOps.exif_transpose(open_picture(data, where))
-    return F.pil_to_tensor(to_rgb(image))
+    return F.pil_to_tensor(to_rgb(upright(open_picture(data, where))))
 
 
 def open_picture(data: bytes | Path, where: str) -> Image.Image:
@@ -69,11 +68,7 @@ def open_picture(data: bytes | Path, where: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in RGB: transparency laid on white, 16-bit grey scaled to 8 bits."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        # I and F do not say their range; 16 bits do, however dark the picture is
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")

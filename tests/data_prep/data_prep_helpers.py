@@ -17,6 +17,9 @@ from PIL import Image
 
 from clipkit.errors import ClipkitError
 
+# orientation 6, and a unit of the resolution that is a text, which Pillow reads but cannot write
+DAMAGED_EXIF = b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0\x28\1\2\0\1\0\0\0a\0\0\0\0\0\0\0"
+
 
 def picture(seed: int = 0, size: tuple[int, int] = (24, 16), format: str = "JPEG", mode: str = "RGB") -> bytes:
     """An encoded picture of noise; equal seeds give equal bytes."""

@@ -16,6 +16,7 @@ from data_prep import PlanRule, Record, SplitRule, write_shards
 from data_prep.copies import embedding_pairs
 from data_prep.images import checked_picture
 from data_prep.looks import MAX_BITS, MAX_DIFFERENCE, near_copies
+from data_prep.planning import Copies
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:
@@ -172,6 +173,17 @@ def test_decontamination(tmp_path: Path) -> None:
     summary = write_shards(given, tmp_path / "a", rule=PlanRule(SplitRule()), evaluation=held_out)
     assert captions(tmp_path / "a") == [["0"], ["1"], ["2"], ["4"], ["5"]]
     assert summary.first_skipped[0].kind == "evaluation" and summary.first_skipped[0].file == "3"
+
+
+@pytest.mark.parametrize("find_copies", ["exact", "off"])
+def test_decontamination_without_looks_is_by_the_bytes(tmp_path: Path, find_copies: Copies) -> None:
+    given = [Record(str(i), encoded(scene(i)), (str(i),)) for i in range(4)]
+    held_out = [Record("x", encoded(scene(2)), ()), Record("y", encoded(scene(1), 50), ())]
+    rule = PlanRule(SplitRule(), find_copies)
+    write_shards(given, tmp_path / "a", rule=rule, evaluation=held_out)
+    assert captions(tmp_path / "a") == [["0"], ["1"], ["3"]]
+    with pytest.raises(ClipkitError, match=r"here: nothing is left: .* evaluation sets hold all 4 good pictures"):
+        write_shards([*given, Record("z", b"bad", ("z",))], tmp_path / "b", rule=rule, evaluation=given, source="here")
 
 
 def test_shuffled_samples_are_the_same_samples(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
     assert stored[1]["json"] == {"captions": ["c"], "file": "1.jpg"}
 
 
+def test_a_picture_of_two_splits_stays_in_the_one_that_counts_more(tmp_path: Path) -> None:
+    saved(tmp_path / "d" / "train", table(0, 2, text=["a", "b"]))
+    saved(tmp_path / "d" / "test", table(1, 1, text=["t"]))
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    summary = prepare(tmp_path / "d", tmp_path / "out", processes=1)
+    assert captions(tmp_path / "out") == [["a"]] and captions(tmp_path / "out", "test") == [["t"]]
+    assert [entry.reason for entry in summary.first_skipped] == ["a copy of 1.jpg, which is in test"]
+
+
 @pytest.mark.parametrize("state", [{}, {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}])
 def test_files_that_map_and_filter_left_are_no_data(tmp_path: Path, state: dict[str, object]) -> None:
     saved(tmp_path / "d", table(0, 2, text=["a", "b"]))

@@ -6,11 +6,13 @@ import io
 
 import numpy as np
 import pytest
-from data_prep_helpers import picture
+from data_prep_helpers import DAMAGED_EXIF, picture
 from PIL import Image
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.decode import to_rgb
 from data_prep.images import Encoding, checked_picture
+from data_prep.looks import look_of
 
 
 def opened(data: bytes) -> Image.Image:
@@ -58,6 +60,16 @@ def test_what_is_encoded_anew_is_upright_and_says_nothing_of_the_photographer() 
     assert not opened(made.data).getexif()
 
 
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding(max_side=40), Encoding(format="webp")])
+def test_a_damaged_exif_block_costs_no_picture(encoding: Encoding) -> None:
+    made, plain = (
+        checked_picture(smooth((120, 80), "JPEG", exif=exif), encoding, with_look=True)
+        for exif in (DAMAGED_EXIF, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0")
+    )
+    assert made.look == plain.look and made.size == plain.size
+    assert np.array_equal(opened(made.data), opened(plain.data))
+
+
 def test_transparency_becomes_white_and_16_bits_become_8() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(buffer, "PNG")
@@ -69,6 +81,38 @@ def test_transparency_becomes_white_and_16_bits_become_8() -> None:
     assert made.size == (20, 20) and abs(int(np.asarray(made).mean()) - 127) <= 2
     cmyk = opened(checked_picture(picture(3, (60, 60), mode="CMYK"), Encoding(max_side=30)).data)
     assert cmyk.mode == "RGB" and cmyk.size == (30, 30)
+
+
+GREYS = {
+    "I;16": np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30,
+    "I;16B": (np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30).astype(">u2"),
+    "I": np.arange(48 * 40, dtype=np.int32).reshape(40, 48) * 30,
+    "F": np.arange(48 * 40, dtype=np.float32).reshape(40, 48) / 2000,
+}
+
+
+def grey_tiff(mode: str, flipped: bool = False) -> bytes:
+    values = GREYS[mode][::-1] if flipped else GREYS[mode]
+    buffer = io.BytesIO()
+    Image.frombytes(mode, values.shape[::-1], values.tobytes()).save(buffer, "TIFF")
+    assert opened(buffer.getvalue()).mode == mode
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", GREYS)
+def test_grey_of_many_bits_is_stored_as_training_sees_it(mode: str) -> None:
+    data = grey_tiff(mode)
+    made = checked_picture(data)
+    assert np.array_equal(to_rgb(opened(made.data)), to_rgb(opened(data)))
+    assert len(np.unique(to_rgb(opened(data)))) > 200
+    if mode.startswith("I;16"):
+        assert np.array_equal(opened(made.data), GREYS[mode])
+
+
+@pytest.mark.parametrize("mode", GREYS)
+def test_pictures_of_grey_of_many_bits_look_as_different_as_in_eight(mode: str) -> None:
+    look, other = (checked_picture(grey_tiff(mode, flipped), with_look=True).look for flipped in (False, True))
+    assert look == look_of(to_rgb(opened(grey_tiff(mode)))) and look != other
 
 
 def test_options_are_checked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -13,9 +14,10 @@ import sys
 import tarfile
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from PIL import Image
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.shards import open_shards
+from data_prep.card import write_card
+from data_prep.filters import Filters, apply_filters
 from data_prep.images import Encoding
 from data_prep.planning import PlanRule, SplitRule
 from data_prep.records import Record
@@ -287,6 +291,70 @@ def test_what_is_to_be_replaced_stays_until_the_new_one_is_whole(
     write_shards(records(3), out, samples_per_shard=2, overwrite=True)
     write_shards(records(3), tmp_path / "fresh", samples_per_shard=2)
     assert content(out) == content(tmp_path / "fresh")
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, method: str, at: int, job: Callable[[], object]) -> bool:
+    """Whether ``job`` ended before the change on the disk number ``at`` that ``Workplace.method`` makes: a dead process
+    changes nothing, so what would tidy up behind it fails as well."""
+    changes, begun = 0, False
+    begin = getattr(Workplace, method)
+
+    def begins(*args: Any, **options: Any) -> None:
+        nonlocal begun
+        begun = True
+        begin(*args, **options)
+        begun = False
+
+    def ends(change: Callable[..., None]) -> Callable[..., None]:
+        def counted(*args: Any, **options: Any) -> None:
+            nonlocal changes
+            changes += begun
+            if changes > at:
+                raise KeyboardInterrupt
+            change(*args, **options)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workplace, method, begins)
+        for name in ("unlink", "rmdir", "replace", "mkdir"):
+            patched.setattr(os, name, ends(getattr(os, name)))
+        try:
+            job()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("again", [None, 0, 3])
+def test_a_kill_while_publishing_leaves_the_new_one_and_no_part_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int | None
+) -> None:
+    """The tars of both have the same names and sizes. A second run may be killed too, while it claims the folder."""
+    monkeypatch.setattr("data_prep.workplace.wait_for_disk", lambda: None)
+    splits = {"old": ("train", "val", "train"), "new": ("test", "train", "train")}
+    named = {
+        name: [Record(f"{i}", picture(i), (f"{name} {i}",), split=split) for i, split in enumerate(splits[name])]
+        for name in splits
+    }
+    old, fresh = tmp_path / "old", tmp_path / "fresh"
+    write_shards([*named["old"], Record("bad", b"no picture", ("c",))], old, samples_per_shard=1)
+    apply_filters(old, Filters(min_side=2))
+    write_card(old)
+    write_shards(named["new"], fresh, samples_per_shard=1)
+    for at in itertools.count():
+        out = tmp_path / f"out{at}"
+        shutil.copytree(old, out)
+
+        def job(out: Path = out) -> object:
+            return write_shards(named["new"], out, samples_per_shard=1, overwrite=True)
+
+        if not killed(monkeypatch, "publish", at, job):
+            break
+        if again is None or killed(monkeypatch, "_claim", again, job):
+            job()
+        assert content(out) == content(fresh), f"killed before change {at}"
+    assert at > 30
 
 
 KILLED = """

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from data_prep_helpers import picture, pictures
+from data_prep_helpers import captions, picture, pictures
 
 from clipkit.errors import ClipkitError
+from data_prep.prepare import prepare
 from data_prep.tables import read_table
 
 
@@ -31,6 +32,22 @@ def test_rows_of_a_picture_are_one_record_in_the_order_of_first_appearance(tmp_p
     assert source.records[0].meta == {"label": "x", "file": "1.jpg"}
     assert [r.key for r in source.records] == ["00000000", "00000001"]
     assert not source.skipped
+
+
+def test_a_picture_of_two_splits_is_in_the_one_that_counts_more_and_listed(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    rows = ["0.jpg,a,train", "0.jpg,b,test", "1.jpg,c,val", "1.jpg,d,train", "1.jpg,e,valid", "2.jpg,f,train"]
+    path = table(tmp_path, "\n".join(["image,caption,split", *rows]))
+    summary = prepare(path, tmp_path / "out", split_column="split", processes=1)
+    assert {split: captions(tmp_path / "out", split) for split in summary.splits} == {
+        "train": [["f"]],
+        "val": [["c", "e"]],
+        "test": [["b"]],
+    }
+    assert [(Path(s.file).name, s.kind, s.reason.split(", ")[1]) for s in summary.first_skipped] == [
+        ("0.jpg", "copy", "which is in test"),
+        ("1.jpg", "copy", "which is in val"),
+    ]
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";"])

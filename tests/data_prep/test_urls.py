@@ -38,6 +38,7 @@ class Site:
 
         self.asked: Counter[str] = Counter()
         self.down: set[str] = set()
+        self.moved = ""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=lambda: self.server.serve_forever(0.05), daemon=True).start()
@@ -46,9 +47,9 @@ class Site:
         name = request.path
         if name in self.down:
             request.send_error(503)
-        elif name.startswith("/to/"):
+        elif name.startswith(("/to/", "/moved")):
             request.send_response(302)
-            request.send_header("Location", name.removeprefix("/to/"))
+            request.send_header("Location", self.moved or name.removeprefix("/to/"))
             request.end_headers()
         elif name == "/drip":
             request.send_response(200)
@@ -127,6 +128,42 @@ def test_limits(site: Site, path: str, reason: str, mendable: bool) -> None:
     with pytest.raises(ClipkitError, match=reason) as raised:
         WebPicture(site.url + path, limits)()
     assert isinstance(raised.value, MendableError) == mendable
+
+
+STRANGE = (
+    "http://127.0.0.1:9/\ud800.jpg",
+    "http://127.0.0.1\0:9/a",
+    "http://a b:9/",
+    "http://[x",
+    "http://127.0.0.1:x/",
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "redirected"), [*((url, False) for url in STRANGE), *((url, True) for url in STRANGE[1:])]
+)
+def test_a_strange_address_is_refused_for_good(site: Site, url: str, redirected: bool) -> None:
+    if redirected:
+        site.moved, url = url, f"{site.url}/moved"
+    with pytest.raises(ClipkitError, match=r"not an address that can be read|no host name") as raised:
+        WebPicture(url, OPEN)()
+    assert not isinstance(raised.value, MendableError)
+
+
+def test_a_strange_address_costs_its_own_picture_alone(site: Site, tmp_path: Path) -> None:
+    table = tmp_path / "list.jsonl"
+    table.write_text(
+        f'{{"url": "{site.url}/\\ud800.jpg", "caption": "x"}}\n{{"url": "{site.url}/1.jpg", "caption": "y"}}\n'
+    )
+    summary = prepare(table, tmp_path / "a", limits=OPEN, processes=1)
+    assert captions(tmp_path / "a") == [["y"]] and (summary.skipped, summary.mendable) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["max_megabytes", "fetch_timeout", "fetch_tries"])
+def test_limits_that_make_no_sense(name: str, value: float) -> None:
+    with pytest.raises(ClipkitError, match=f"--{name.replace('_', '-')} {value}: expected"):
+        FetchLimits(**{name: value})  # type: ignore[arg-type]
 
 
 def test_redirects_are_followed(site: Site) -> None:

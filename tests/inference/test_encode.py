@@ -12,6 +12,7 @@ from PIL import Image
 
 import clipkit
 from clipkit.errors import ClipkitError
+from clipkit.inference.pictures import thumbnail
 from clipkit.pairs import fit, normalize
 
 
@@ -108,6 +109,15 @@ def test_a_picture_turned_by_exif_is_turned(model: Any, files: list[Path]) -> No
     upright = Image.fromarray(np.array(Image.open(turned).transpose(Image.Transpose.ROTATE_270)))
     assert float(model.encode_image(turned) @ model.encode_image(upright)) > 0.999
     assert float(model.encode_image(Image.open(turned)) @ model.encode_image(upright)) > 0.999
+
+
+def test_a_damaged_exif_block_costs_no_picture(model: Any, tmp_path: Path) -> None:
+    """Orientation 6, and a unit of the resolution that is a text, which Pillow reads but cannot write."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0\x28\1\2\0\1\0\0\0a\0\0\0\0\0\0\0"
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (60, 40)).save(path, exif=exif)
+    np.testing.assert_allclose(model.encode_image(path), model.encode_image(Image.open(path)), atol=1e-6)
+    assert thumbnail(path.read_bytes()).size == (40, 60)
 
 
 def test_arrays_in_every_usual_layout(model: Any, picture: Any) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 import clipkit
 from clipkit.errors import ClipkitError
 from clipkit.inference import Index, Item
+from clipkit.inference import index as index_module
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,35 @@ def test_a_gone_file_is_named(model: Any, picture: Any, tmp_path: Path) -> None:
     assert index.search("a bird", 1)[0].path.endswith("0.png")
     with pytest.raises(ClipkitError, match=r"0\.png"):
         index.thumbnail(0)
+
+
+def test_pictures_are_found_from_anywhere(model: Any, picture: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("0.png")
+    Index.build(model, ".").save("an.index")
+    monkeypatch.chdir("/")
+    assert Index.open(tmp_path / "an.index", model).thumbnail(0).size == picture(0).size
+
+
+def test_an_index_that_is_replaced_while_it_is_opened(
+    index: Index, model: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What a library searches with is of one index with the rest, however long the model takes to be known."""
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'clipkit[faiss]'")
+    path = index.save(tmp_path / "an.index", "faiss")
+    real, times = index_module.check_model, [0]
+
+    def slow(*given: Any) -> None:
+        real(*given)
+        times[0] += 1
+        if times[0] == 1:
+            index.save(path, "faiss")
+
+    monkeypatch.setattr(index_module, "check_model", slow)
+    assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3) and times[0] == 2
+    next(path.glob("faiss-*")).write_bytes(b"no index")
+    with pytest.raises(ClipkitError, match="--rebuild"):
+        Index.open(path, model)
 
 
 class Killed(BaseException):

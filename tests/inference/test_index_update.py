@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Index, index_update
-from clipkit.inference.index_files import LOCK, exclusive
+from clipkit.inference.index_files import HEADER, LOCK, exclusive
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_second_writer_is_told_to_wait(folder: Path, tmp_path: Path, model: An
     Index.update(path, model, folder)
 
 
-def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting: Counting) -> None:
+def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting: Counting, picture: Any) -> None:
     path, model = tmp_path / "an.index", counting.model
     Index.update(path, model, folder)
     counting.since()
@@ -147,10 +148,12 @@ def test_a_second_writer_waits_if_told_to(folder: Path, tmp_path: Path, counting
             assert waiting.wait(30) and not second.done()
             with pytest.raises(ClipkitError, match="writing this index for more than 0 s"):
                 Index.update(path, model, folder, wait=0.01)
+            (folder / "2.png").unlink()
+            put(picture, 60, folder / "60.png")
         finally:
             first.release()
         index, changes = second.result(60)
-    assert changes == (0, 0, 0, 8) and len(index) == 8 and counting.since() == 0
+    assert changes == (1, 0, 1, 7) and len(index) == 8 and counting.since() == 1, "the folder as it is after the wait"
     assert len(said) == 1 and "waiting" in said[0]
 
 
@@ -164,6 +167,39 @@ def test_another_model_is_refused_before_anything_is_encoded(
     assert len(Index.open(path, model)) == 8
     assert len(Index.update(path, sigmoid_model, folder, rebuild=True)[0]) == 8
     assert same(Index.open(path, sigmoid_model), sigmoid_model, folder)
+
+
+@pytest.mark.parametrize("damage", ["none", "model", "embeddings", "faiss"])
+def test_rebuilding_keeps_what_was_given(folder: Path, tmp_path: Path, model: Any, damage: str) -> None:
+    pytest.importorskip("faiss")
+    path = tmp_path / "an.index"
+    captions = {"0.png": ["a bird", "two dogs"], "deep/3.png": ["a bird"]}
+    Index.update(path, model, folder, captions=captions, backend="faiss")
+    header = json.loads((path / HEADER).read_text())
+    if damage == "model":
+        (path / HEADER).write_text(json.dumps({**header, "fingerprint": "of another"}))
+    elif damage == "embeddings":
+        (path / header["embeddings"]).write_bytes(b"")
+    elif damage == "faiss":
+        (path / header["searches"]["pictures"]["file"]).write_bytes(b"no index")
+    if damage != "none":
+        with pytest.raises(ClipkitError, match="clipkit index --rebuild"):
+            Index.update(path, model, folder)
+    index, changes = Index.update(path, model, folder, rebuild=True)
+    assert {i.key: list(i.captions) for i in index.items if i.captions} == captions
+    assert index.caption_embeddings is not None and len(index.caption_embeddings) == 3
+    assert index.searches["pictures"]["backend"] == "faiss" and changes.added == 8 and not index.skipped
+
+
+def test_captions_that_cannot_be_rebuilt_are_named(folder: Path, tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "an.index"
+    Index.update(path, model, folder, captions={"0.png": ["a bird"]})
+    (path / json.loads((path / HEADER).read_text())["items"]).write_bytes(b"")
+    index, _ = Index.update(path, model, folder, rebuild=True)
+    assert len(index) == 8 and index.caption_embeddings is None
+    assert index.skipped == [f"the captions of {path}, which cannot be read; give --captions again"]
+    Index.update(path, model, folder, captions={"0.png": ["a bird"]})
+    assert Index.update(path, model, folder, rebuild=True)[0].skipped == []
 
 
 def test_what_a_killed_writer_left_is_cleared_away(folder: Path, tmp_path: Path, model: Any, picture: Any) -> None:

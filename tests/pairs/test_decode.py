@@ -130,6 +130,13 @@ def test_sixteen_bits_are_scaled_by_their_range(top: int, format: str) -> None:
     assert distance(got, expected)[0] <= 1
 
 
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_floating_grey_is_scaled_by_the_range_it_probably_has(top: int) -> None:
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    got = decode_image(encoded(Image.fromarray(values), "TIFF"))
+    assert distance(got, torch.tensor(values / top * 255).expand(3, 8, 8))[0] <= 1
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [photo(20, 20, n) for n in range(3)]
     for format in ("GIF", "WEBP"):
