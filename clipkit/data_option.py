@@ -56,7 +56,7 @@ def pairs_from_config(config: Config) -> Pairs:
         held_out["val"], _ = open_data(config.data.val_data, config, "val")
     else:
         for name in ("val", "test"):
-            found = [open_shards(folder / name) for folder in splits if (folder / name).is_dir()]
+            found = [open_shards(place) for folder in splits if (place := split_folders(folder).get(name))]
             if found:
                 held_out[name] = found[0] if len(found) == 1 else join_shards(found)
     return Pairs(train, held_out, left_out)
@@ -129,11 +129,22 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
             encoding=data.encoding,
             separator=data.separator,
         )
-        wanted = folder / split
         root = Path(path) if is_pictures else Path(path).parent
-        return open_shards(wanted if wanted.is_dir() else folder / "train", path, root.resolve()), folder
-    if folder.is_dir() and any((folder / split).glob("*.tar")):
-        return open_shards(folder / split), folder
-    if folder.is_dir() and folder.name == split:  # the folder of one split: the others are beside it
+        return open_shards(split_folders(folder).get(split, folder / "train"), path, root.resolve()), folder
+    if place := split_folders(folder).get(split):
+        return open_shards(place), folder
+    if folder.resolve() == split_folders(folder.resolve().parent).get(split):  # the others are beside it
         return open_shards(path), folder.parent
     return open_shards(path), None
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of shards in ``folder`` that are named like splits, by the split: ``validation`` holds ``val``."""
+    from data_prep.records import SPLIT_NAMES
+
+    found: dict[str, Path] = {}
+    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+        split = SPLIT_NAMES.get(place.name.lower())
+        if split and (split not in found or place.name == split) and any(place.glob("*.tar")):
+            found[split] = place
+    return found

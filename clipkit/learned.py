@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from clipkit.config import Config
-from clipkit.data_option import open_data, say_left_out
+from clipkit.data_option import open_data, say_left_out, split_folders
 from clipkit.encoders.build import rebuild, save_description
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
@@ -145,8 +145,8 @@ def _splits(
         )
     shards, folder = open_data(data, config, "train")
     say_left_out(folder, console)
-    names = [split] if split else ["test", "val"]
-    found = next((folder / name for name in names if folder is not None and (folder / name).is_dir()), None)
+    splits = split_folders(folder) if folder is not None else {}
+    found = next((splits[name] for name in ([split] if split else ["test", "val"]) if name in splits), None)
     if split and found is None:
         raise ClipkitError(f"{data}: no split called {split}; leave --split out, or name one that it has")
     train = read_labelled(shards, spec)

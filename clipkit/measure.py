@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.config import Config
-from clipkit.data_option import open_data, say_left_out
+from clipkit.data_option import open_data, say_left_out, split_folders
 from clipkit.encoders.heads import ClassesHead
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import (
@@ -174,14 +174,14 @@ def _shards(model: Aligner, data: str | None, split: str | None, config: Config,
             raise ClipkitError(f"the run has no {name} split (it has {', '.join(held_out) or 'none'}); pass {ask}")
         return held_out[name]
     for name in [split] if split else ["test", "val"]:
-        folder = Path(data) / name
-        if folder.is_dir() and any(folder.glob("*.tar")):
-            return open_shards(folder)
+        if place := split_folders(Path(data)).get(name):
+            return open_shards(place)
     shards, prepared = open_data(data, config, "train")
     say_left_out(prepared, console)
     if prepared is None or any(Path(data).glob("*.tar")):
         return shards
-    has = [name for name in ("test", "val", "train") if (prepared / name).is_dir()]
+    splits = split_folders(prepared)
+    has = [name for name in ("test", "val", "train") if name in splits]
     if split is not None and split not in has and len(has) > 1:
         raise ClipkitError(f"{data} has no {split} split (it has {', '.join(has)}); name one of them as --split")
     wanted = split if split in has else has[0]

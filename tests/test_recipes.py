@@ -152,6 +152,17 @@ def test_the_val_split_beside_a_train_folder(tmp_path: Path) -> None:
     assert len(pairs.train) == 6 and {k: len(v) for k, v in pairs.held_out.items()} == {"val": 3}
 
 
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "valid"), ("train", "Val")])
+def test_splits_under_their_longer_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, n in zip(names, (6, 3), strict=True):
+        make_tar(tmp_path / "set" / name / "000.tar", n)
+    make_tar(tmp_path / "set" / "other" / "000.tar", 9)
+    for data in (tmp_path / "set", tmp_path / "set" / names[0]):
+        pairs = opened(data)
+        assert len(pairs.train) == 6 and {k: len(v) for k, v in pairs.held_out.items()} == {"val": 3}
+    assert len(opened(tmp_path / "set" / "other").train) == 9
+
+
 def test_data_as_tables(table: Path, tmp_path: Path) -> None:
     rows = [line.split(",") for line in table.read_text().splitlines()[1:21]]
     tsv, jsonl, parquet = (table.parent / f"some.{end}" for end in ("tsv", "jsonl", "parquet"))
