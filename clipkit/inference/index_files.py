@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,20 @@ from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
 from clipkit.inference.approximate import build_search, choose, forget_search
 from clipkit.inference.items import Item, Items
+from clipkit.pairs.captions import parse_json
 
 HEADER, LOCK = "index.json", ".lock"
 FORMAT = 2
 _ASKED = 100  # captions that the search for pictures is measured with
 _OPENINGS = 5  # times that an index is tried which another process replaces meanwhile
+_KEYS = {"format", "model", "fingerprint", "embeddings", "items"}  # of every header
+_EMBEDDINGS = re.compile(r"embeddings-[0-9a-f]{12}\.npy")
+_DATA = re.compile(
+    rf"{_EMBEDDINGS.pattern}|captions-[0-9a-f]{{12}}\.npy|items-[0-9a-f]{{12}}\.parquet"
+    r"|faiss-[0-9a-f]{12}(-captions)?\.index"
+)
+_UNFINISHED = re.compile(rf"\.({_DATA.pattern}|{re.escape(HEADER)})\.[a-z0-9_]{{8}}\.tmp")  # of ``atomic_write``
+_BESIDE = re.compile(r"pending-[0-9a-f]{32}|milvus\.db")  # encodings of an unfinished update, and Milvus' own file
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def read_index(folder: Path) -> Saved:
     for opening in range(_OPENINGS):
         header: dict[str, Any] = {}
         try:
-            header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            header = parse_json((folder / HEADER).read_bytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']}, this version's is {FORMAT}")
             embeddings = np.load(folder / header["embeddings"], mmap_mode="r", allow_pickle=False)
@@ -199,10 +209,8 @@ def write_index(
             left.unlink()
         raise
     for old in final.iterdir():
-        unfinished = old.name.startswith(".") and old.name.endswith(".tmp")  # of a writer that was killed
-        if unfinished or (
-            tag not in old.name and old.name.startswith(("embeddings-", "captions-", "items-", "faiss-"))
-        ):
+        replaced = _DATA.fullmatch(old.name) and tag not in old.name
+        if replaced or _UNFINISHED.fullmatch(old.name):  # the latter of a writer that was killed
             old.unlink()
     forget_search(final, before.values())
 
@@ -222,15 +230,27 @@ def _build(backend: str, final: Path, tag: str, captions: str | None, uri: str |
 def _header(folder: Path) -> dict[str, Any]:
     """The header as it is, empty if there is none that can be read."""
     try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        header = parse_json((folder / HEADER).read_bytes())
     except (OSError, ValueError):
         return {}
     return header if isinstance(header, dict) else {}
 
 
 def _is_index(folder: Path) -> bool:
-    """Whether ``folder`` holds an index, or what a killed writer of a first one left."""
-    return (folder / HEADER).is_file() or (folder / LOCK).is_file()
+    """Whether ``folder`` holds an index, a damaged one, or what a killed writer of a first one left.
+
+    Other programs too have an ``index.json`` or a ``.lock``: a header counts by what is in it, or if it cannot be read
+    by the embeddings beside it, and a lock if nothing but an index's own files are there.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if HEADER not in names:
+        own = {name for name in names if any(p.fullmatch(name) for p in (_DATA, _UNFINISHED, _BESIDE))}
+        return LOCK in names and names == own | {LOCK}
+    try:
+        header = parse_json((folder / HEADER).read_bytes())
+    except (OSError, ValueError):
+        return any(_EMBEDDINGS.fullmatch(name) for name in names)
+    return isinstance(header, dict) and header.keys() >= _KEYS
 
 
 def model_fingerprint(model: Aligner) -> str:

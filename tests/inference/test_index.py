@@ -198,6 +198,47 @@ def test_a_folder_that_is_no_index_is_not_replaced(index: Index, tmp_path: Path)
     assert (tmp_path / "photos" / "cat.jpg").read_text() == (tmp_path / "a-file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("header", ['{"pages": ["a", "b"]}', "[]", "no json", None])
+def test_another_programs_folder_is_not_taken_for_an_index(index: Index, tmp_path: Path, header: str | None) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    mine = {"captions-en.vtt": "WEBVTT", "items-2024.csv": "a,b", ".lock": "", ".draft.tmp": "half"}
+    for name, text in (mine if header is None else mine | {"index.json": header}).items():
+        (site / name).write_text(text)
+    before = {path.name: path.read_text() for path in site.iterdir()}
+    with pytest.raises(ClipkitError, match="site exists and is no index, so it is not replaced"):
+        index.save(site)
+    assert {path.name: path.read_text() for path in site.iterdir()} == before
+
+
+def test_only_the_indexs_own_files_are_deleted(index: Index, model: Any, tmp_path: Path) -> None:
+    path = index.save(tmp_path / "an.index")
+    first = {file.name for file in path.iterdir()} - {"index.json", ".lock"}
+    mine = {"captions-en.vtt", "items-2024.csv", ".draft.tmp", "embeddings-old.npy"}
+    for name in mine:
+        (path / name).write_text("mine")
+    index.save(path)
+    left = {file.name for file in path.iterdir()}
+    assert mine <= left and not first & left
+    assert len(Index.open(path, model)) == 12
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 200_000, b"\xff\xfe\xfd", None])
+def test_a_damaged_or_unfinished_index_is_replaced(
+    index: Index, model: Any, tmp_path: Path, damage: bytes | None
+) -> None:
+    path = index.save(tmp_path / "an.index")
+    (path / ".lock").touch()  # as a killed writer leaves it
+    if damage is None:
+        (path / "index.json").unlink()
+    else:
+        (path / "index.json").write_bytes(damage)
+    with pytest.raises(ClipkitError, match="clipkit index --rebuild"):
+        Index.open(path, model)
+    index.save(path)
+    assert len(Index.open(path, model)) == 12
+
+
 def test_a_gone_file_is_named(model: Any, picture: Any, tmp_path: Path) -> None:
     picture(0).save(tmp_path / "0.png")
     index = Index.build(model, tmp_path)
