@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
-from clipkit.inference.pictures import encoded_pixels
+from clipkit.inference.pictures import encoded_pixels, read_file
 from clipkit.pairs.index import IMAGE_EXTENSIONS
 
 
@@ -68,9 +68,12 @@ def embed_files(
                 files.append(PictureFile(path, error=f"{shown}: its name is not UTF-8; rename it"))
                 continue
             try:
-                stat, data = path.stat(), path.read_bytes()
+                stat, data = path.stat(), read_file(path)
             except OSError as error:
                 files.append(PictureFile(path, error=f"{path}: {error.strerror}"))
+                continue
+            except ClipkitError as error:
+                files.append(PictureFile(path, error=str(error)))
                 continue
             content = hashlib.blake2b(data, digest_size=16).hexdigest()
             file = PictureFile(path, content, stat.st_size, stat.st_mtime_ns)

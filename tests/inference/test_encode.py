@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +201,15 @@ def broken(folder: Path, kind: str) -> Path:
         path.mkdir()
     elif kind == "bomb":
         Image.new("1", (20000, 20000)).save(path, "PNG")
+    elif kind == "huge":  # a hole: it takes no room on the disk
+        path.touch()
+        os.truncate(path, 1 << 40)
     elif kind != "missing":
         path.write_bytes({"empty": b"", "text": b"no picture at all"}[kind])
     return path
 
 
-@pytest.mark.parametrize("kind", ["cut", "folder", "bomb", "missing", "empty", "text"])
+@pytest.mark.parametrize("kind", ["cut", "folder", "bomb", "huge", "missing", "empty", "text"])
 @pytest.mark.parametrize("decode", ["fast", "reference"])
 def test_a_bad_picture_is_named(model: Any, files: list[Path], tmp_path: Path, kind: str, decode: str) -> None:
     path = broken(tmp_path, kind)

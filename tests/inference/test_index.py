@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,13 @@ def test_unreadable_pictures_are_listed(model: Any, picture: Any, tmp_path: Path
         picture(i).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 1 << 40)  # a hole: it takes no room on the disk
     index = Index.build(model, tmp_path)
     assert [Path(i.path).name for i in index.items] == ["0.png", "2.png", "3.png"]
-    assert len(index.skipped) == 2
+    assert len(index.skipped) == 3
     assert "1.png" in index.skipped[0] and "empty.jpg" in index.skipped[1]
+    assert index.skipped[2].endswith("huge.jpg: 1,024.0 GiB; a picture file of more than 1 GiB is not read")
     np.testing.assert_allclose(index.embeddings[1], model.encode_image(tmp_path / "2.png"), atol=1e-6)
 
 
