@@ -17,6 +17,7 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 from clipkit.inputs import captions_in
 from clipkit.pairs import PictureSpec, decode_image, fit
+from clipkit.pairs.captions import whole_characters
 from clipkit.pairs.decode import open_picture
 
 MAX_UPLOAD = 20 << 20  # bytes of one file
@@ -88,13 +89,13 @@ def check_pictures(paths: Sequence[str] | None) -> list[str]:
 
 
 def read_lines(text: str | None, what: str, example: str) -> list[str]:
-    """The lines of a field that are not empty.
+    """The lines of a field that are not empty, in whole characters.
 
     Args:
         what: what a line is, for messages: "caption".
         example: a line to suggest.
     """
-    lines = [" ".join(line.split()) for line in (text or "").splitlines()]
+    lines = [" ".join(line.split()) for line in whole_characters(text or "").splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise ClipkitError(f"no {what} yet: type one per line, such as: {example}")

@@ -246,6 +246,15 @@ def test_what_is_no_text_and_no_list_of_texts_is_named(model: Any, files: list[P
             ask(bad)
 
 
+def test_half_an_emoji_is_a_strange_character(model: Any, transformers_clip: Path) -> None:
+    for one in (model, clipkit.load(transformers_clip, device="cpu")):
+        halves, whole = ["a\ud83d bird", "\ud83d\ude00"], ["a\ufffd bird", "\U0001f600"]
+        np.testing.assert_array_equal(one.encode_text(halves), one.encode_text(whole))
+        np.testing.assert_array_equal(one.encode_text("\ud83d " * 300), one.encode_text("\ufffd " * 300))
+        tokens = one.model.tokenizer(["\ud83d " * 300])
+        assert one.model.tokenizer.too_long(tokens, ["\ud83d " * 300]) == [True]
+
+
 def test_an_unknown_decoder_is_named(model: Any, files: list[Path]) -> None:
     with pytest.raises(ClipkitError, match="turbo"):
         model.encode_image(files, decode="turbo")
