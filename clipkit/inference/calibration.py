@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import parse_json, whole_characters
 
 if TYPE_CHECKING:
     from clipkit.inference.aligner import Aligner
@@ -89,16 +89,16 @@ def read_calibration(data: str | bytes, name: str, model: Aligner) -> SavedCalib
     from clipkit.inference.index_files import model_fingerprint
 
     try:
-        read = json.loads(data)
+        read = parse_json(data)
         found = SavedCalibration(
             model=str(read.get("model")),
             fingerprint=str(read["fingerprint"]),
-            labels=[str(label) for label in read["labels"]],
-            templates=[str(template) for template in read["templates"]],
+            labels=[whole_characters(str(label)) for label in read["labels"]],
+            templates=[whole_characters(str(template)) for template in read["templates"]],
             temperature=float(read["temperature"]),
             none_below=float(read["none_below"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise ClipkitError(f"{name}: no calibration; make one with clipkit calibrate") from None
     if not (found.temperature > 0 and np.isfinite([found.temperature, found.none_below]).all()):
         raise ClipkitError(f"{name}: damaged (temperature {found.temperature}); make it again with clipkit calibrate")
