@@ -29,7 +29,9 @@ from clipkit.pairs.captions import parse_json
 
 HEADER, LOCK = "index.json", ".lock"
 FORMAT = 2
+_BLOCK = 65_536  # rows checked at a time
 _ASKED = 100  # captions that the search for pictures is measured with
+_BAD = "holds NaN or infinity: leave the picture out, or check the model"
 _OPENINGS = 5  # times that an index is tried which another process replaces meanwhile
 _KEYS = {"format", "model", "fingerprint", "embeddings", "items"}  # of every header
 _EMBEDDINGS = re.compile(r"embeddings-[0-9a-f]{12}\.npy")
@@ -181,7 +183,7 @@ def write_index(
         uri: of milvus.
 
     Raises:
-        ClipkitError: no such backend, or it is not installed or does not answer.
+        ClipkitError: an embedding that is not finite, or no such backend, or it is not installed or does not answer.
     """
     tag = os.urandom(6).hex()
     before = _header(final).get("searches", {})
@@ -192,10 +194,16 @@ def write_index(
     try:
         with atomic_write(final / f"embeddings-{tag}.npy") as file:
             save_embeddings(file)
+        bad = _not_finite(final / f"embeddings-{tag}.npy")
+        if bad is not None:
+            raise ClipkitError(f"the embedding of {table[bad].key} (row {bad}) {_BAD}")
         if save_captions:
             names["captions"] = f"captions-{tag}.npy"
             with atomic_write(final / f"captions-{tag}.npy") as file:
                 save_captions(file)
+            bad = _not_finite(final / f"captions-{tag}.npy")
+            if bad is not None:
+                raise ClipkitError(f"the embedding of a caption of {table[int(table.owners()[bad])].key} {_BAD}")
         with atomic_write(final / f"items-{tag}.parquet") as file:
             table.save(file)
         if name != "exact":
@@ -213,6 +221,16 @@ def write_index(
         if replaced or _UNFINISHED.fullmatch(old.name):  # the latter of a writer that was killed
             old.unlink()
     forget_search(final, before.values())
+
+
+def _not_finite(path: Path) -> int | None:
+    """The first row of a .npy file that holds NaN or infinity, or None."""
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    for start in range(0, len(rows), _BLOCK):
+        whole = np.isfinite(rows[start : start + _BLOCK]).all(axis=1)
+        if not whole.all():
+            return start + int(whole.argmin())
+    return None
 
 
 def _build(backend: str, final: Path, tag: str, captions: str | None, uri: str | None) -> dict[str, dict[str, Any]]:

@@ -83,6 +83,27 @@ def test_search_is_exact_at_any_size(model: Any, n: int, monkeypatch: Any) -> No
             assert [h.row for h in hits] == best.tolist()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_named_and_not_written(
+    model: Any, tmp_path: Path, bad: float, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("clipkit.inference.index_files._BLOCK", 2)
+    path = made(model, np.eye(5, 24)).save(tmp_path / "an.index")
+    before = sorted(p.name for p in path.iterdir())
+    rows = np.eye(5, 24, dtype=np.float32)
+    rows[3, 2] = bad
+    broken = made(model, rows)
+    assert {hit.row for hit in broken.search(np.ones(24, dtype=np.float32), 5)} == {0, 1, 2, 4}
+    with pytest.raises(ClipkitError, match=r"the embedding of 3 \(row 3\) holds NaN or infinity"):
+        broken.save(path)
+    captioned = Index(
+        model, np.eye(5, 24, dtype=np.float32), [Item(f"{i}.png", f"{i}", ("a",)) for i in range(5)], rows
+    )
+    with pytest.raises(ClipkitError, match="the embedding of a caption of 3 holds NaN"):
+        captioned.save(path)
+    assert sorted(p.name for p in path.iterdir()) == before and len(Index.open(path, model)) == 5
+
+
 def test_ties_go_to_the_first(model: Any) -> None:
     """Equal scores in the order of the rows, also where k cuts a tie: the same answer on every machine."""
     rows = np.zeros((300, 24))
