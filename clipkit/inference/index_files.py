@@ -212,9 +212,10 @@ def write_index(
                   "backend": backend, "uri": uri, "searches": searches}  # fmt: skip
         with atomic_write(final / HEADER) as file:
             file.write(json.dumps(header, indent=2).encode())
-    except (OSError, ClipkitError):
-        for left in final.glob(f"*-{tag}*"):
-            left.unlink()
+    except BaseException:
+        if _header(final).get("embeddings") != names["embeddings"]:  # else it is the new index's, and stays
+            for left in final.glob(f"*-{tag}*"):
+                left.unlink()
         raise
     for old in final.iterdir():
         replaced = _DATA.fullmatch(old.name) and tag not in old.name

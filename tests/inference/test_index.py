@@ -346,6 +346,32 @@ def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: 
     assert not list(tmp_path.glob(".*")), "nothing half stays"
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+def test_whatever_ends_a_save_nothing_half_stays(index: Index, model: Any, tmp_path: Path, error: Any) -> None:
+    """At its last steps too: once the header is replaced, the files that it names stay."""
+    path = index.save(tmp_path / "an.index")
+    before = sorted(p.name for p in path.iterdir())
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr("clipkit.inference.index_files.build_search", fail)
+        index.save(path, "faiss")
+    assert sorted(p.name for p in path.iterdir()) == before
+    made = [0]
+
+    def fail_at_last(folder: Path) -> None:
+        made[0] += 1
+        if made[0] == 3:  # of embeddings, items and header
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr("clipkit.cache.sync_folder", fail_at_last)
+        index.save(path)
+    assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
+
+
 def test_credits_are_those_of_the_shards_that_the_pictures_are_in(model: Any, tmp_path: Path) -> None:
     said = ["Pictures by A, CC BY 4.0", "Pictures by B"]
     for name, text in (
