@@ -123,12 +123,13 @@ class Calibrate:
 
 def _unreadable(paths: list[Path]) -> dict[Path, str]:
     """Of ``paths`` those that hold no whole picture, and why."""
+    from clipkit.inference.pictures import read_file
     from clipkit.pairs import decode_image
 
     found: dict[Path, str] = {}
     for path in paths:
         try:
-            decode_image(path.read_bytes(), str(path))
+            decode_image(read_file(path), str(path))
         except (OSError, ClipkitError) as error:
             found[path] = str(error)
     return found

@@ -13,7 +13,7 @@ from clipkit.inference import Aligner
 from clipkit.inference.calibration import SavedCalibration, read_calibration
 from demos.download import csv_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, pictures_field, real_field, text_file_field
+from demos.fields import AT_ONCE, GROUP, pictures_field, real_field, text_field, text_file_field
 from demos.inputs import check_pictures, check_text, read_lines, read_pictures, user_errors, verdicts
 from demos.render import bars_html
 
@@ -89,8 +89,8 @@ def classify_page(model: Aligner, examples: Examples, calibration: SavedCalibrat
         with gr.Column(min_width=280):
             pictures = pictures_field("Pictures")
         with gr.Column(min_width=280):
-            labels = gr.Textbox(
-                label="Labels, one per line",
+            labels = text_field(
+                "Labels, one per line",
                 value="\n".join(calibration.labels) if calibration else "",
                 lines=6,
                 max_lines=16,
@@ -98,8 +98,8 @@ def classify_page(model: Aligner, examples: Examples, calibration: SavedCalibrat
                 elem_id="classify-labels",
             )
             with gr.Accordion("Templates: the sentences that a label is put into", open=False):
-                templates = gr.Textbox(
-                    label="Templates, one per line, {} stands for the label",
+                templates = text_field(
+                    "Templates, one per line, {} stands for the label",
                     value=start,
                     lines=start.count("\n") + 1,
                     max_lines=16,
@@ -186,5 +186,5 @@ def _number(value: Any, empty: float, what: str) -> float:
         return empty
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ClipkitError(f"{what}: {value!r} is no number") from None

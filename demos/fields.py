@@ -54,6 +54,11 @@ def text_file_field(label: str, endings: list[str], elem_id: str) -> gr.File:
     return _File(label=label, type="filepath", file_types=endings, height=150, elem_id=elem_id)
 
 
+def text_field(label: str, **options: Any) -> gr.Textbox:
+    """A field for text; the function gets what was sent, for ``text_of`` to check."""
+    return _Textbox(label=label, **options)
+
+
 def choice_field(label: str, choices: Sequence[str], min_width: int) -> gr.Radio:
     """A field for one of a few words, the first of them at first."""
     return _Radio(list(choices), value=choices[0], label=label, min_width=min_width)
@@ -137,7 +142,9 @@ _Gallery = _uploads_only(
     gr.Gallery, preprocess=_paths, example_payload=lambda self: [{"image": _EXAMPLE}], example_value=lambda self: None
 )
 _File = _uploads_only(gr.File, preprocess=_path, example_payload=lambda self: _TEXT, example_value=lambda self: None)
-# A word that is no choice is for the page's function to refuse: Gradio would answer with a bare status 400
+# What fits no field is for the page's function to refuse: Gradio would answer with a bare status 400, or for a list in
+# the place of a text with what Python writes it as
+_Textbox = _changed(gr.Textbox, preprocess=lambda self, payload: payload)
 _Radio = _changed(gr.Radio, preprocess=lambda self, payload: payload)
 _Number = _changed(gr.Number, preprocess=lambda self, payload: payload)
 _Slider = _changed(gr.Slider, preprocess=lambda self, payload: payload)

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 from clipkit.inputs import captions_in, text_lines
 from clipkit.pairs import PictureSpec, decode_image, fit
+from clipkit.pairs.captions import whole_characters
 from clipkit.pairs.decode import open_picture
 
 MAX_UPLOAD = 20 << 20  # bytes of one file
@@ -87,14 +88,25 @@ def check_pictures(paths: Sequence[str] | None) -> list[str]:
     return list(paths)
 
 
+def text_of(value: Any) -> str:
+    """What a text field holds; nothing is an empty text.
+
+    Raises:
+        ClipkitError: a client has sent something else than text.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ClipkitError(f"a {type(value).__name__} is no text: give one text, of several lines if need be")
+    return value or ""
+
+
 def read_lines(text: str | None, what: str, example: str) -> list[str]:
-    """The lines of a field that are not empty.
+    """The lines of a field that are not empty, in whole characters.
 
     Args:
         what: what a line is, for messages: "caption".
         example: a line to suggest.
     """
-    lines = [" ".join(line.split()) for line in text_lines(text or "")]
+    lines = [" ".join(line.split()) for line in text_lines(whole_characters(text_of(text)))]
     lines = [line for line in lines if line]
     if not lines:
         raise ClipkitError(f"no {what} yet: type one per line, such as: {example}")
@@ -108,7 +120,7 @@ def read_lines(text: str | None, what: str, example: str) -> list[str]:
 
 def read_captions(text: str | None, path: str | None, example: str) -> list[str]:
     """The captions that were typed, then those of an uploaded file, as ``read_lines`` limits them."""
-    both = [text or "", *(read_captions_file(path) if path is not None else [])]
+    both = [text_of(text), *(read_captions_file(path) if path is not None else [])]
     return read_lines("\n".join(both), "caption", example)
 
 

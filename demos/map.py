@@ -11,7 +11,7 @@ from clipkit.inference import Hit, Index
 from clipkit.inference.items import Item
 from demos.download import csv_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, check_whole, choice_field, number_field
+from demos.fields import AT_ONCE, GROUP, check_whole, choice_field, number_field, text_field
 from demos.inputs import user_errors, verdicts
 from demos.plot import SCRIPT, map_html
 from demos.search import NOTHING, check_length
@@ -74,8 +74,8 @@ def map_page(tab: gr.Tab, index: Index | None, thumbnails: Thumbnails | None, ex
         gr.Markdown(f"{NOTHING}.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            query = gr.Textbox(
-                value="", label="Show the neighbours of", placeholder="a red bird", max_lines=1, elem_id="map-query"
+            query = text_field(
+                "Show the neighbours of", value="", placeholder="a red bird", max_lines=1, elem_id="map-query"
             )
             lists = gr.Examples(
                 [[words] for words in examples.queries[:4]],

@@ -11,7 +11,7 @@ from clipkit.inference import Aligner, Match
 from clipkit.inference.match_sheet import COLUMNS, match_tables
 from demos.download import csv_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, pictures_field, text_file_field
+from demos.fields import AT_ONCE, GROUP, pictures_field, text_field, text_file_field
 from demos.inputs import check_pictures, read_captions, read_lines, read_pictures, user_errors, verdicts
 
 _EXAMPLE = "a dog on a beach"
@@ -47,8 +47,8 @@ def match_page(model: Aligner, examples: Examples) -> None:
         with gr.Column(min_width=280):
             pictures = pictures_field("Pictures")
         with gr.Column(min_width=280):
-            captions = gr.Textbox(
-                label="Captions, one per line",
+            captions = text_field(
+                "Captions, one per line",
                 lines=6,
                 max_lines=16,
                 placeholder=f"{_EXAMPLE}\ntwo people at a table",

@@ -10,8 +10,8 @@ from clipkit.errors import ClipkitError
 from clipkit.inference import Aligner, Hit, Index
 from demos.download import csv_button, json_button
 from demos.examples import Examples
-from demos.fields import AT_ONCE, GROUP, check_whole, found_pictures, number_field, picture_field
-from demos.inputs import MAX_CHARACTERS, check_picture, read_picture, user_errors, verdicts
+from demos.fields import AT_ONCE, GROUP, check_whole, found_pictures, number_field, picture_field, text_field
+from demos.inputs import MAX_CHARACTERS, check_picture, read_picture, text_of, user_errors, verdicts
 from demos.thumbnails import Thumbnails
 
 MAX_RESULTS = 60
@@ -36,6 +36,7 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
         if index is None or thumbnails is None:
             raise ClipkitError(NOTHING)
         check_query(words, picture)
+        check_length(without)
         query: list[Any] = [words.strip()] if words and words.strip() else []
         if picture is not None:
             query.append(read_picture(picture, model.model.picture).pixels)
@@ -60,9 +61,9 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
         gr.Markdown(f"{NOTHING}.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            words = gr.Textbox(label="Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
+            words = text_field("Words", placeholder="a red bird", max_lines=2, elem_id="search-words")
             picture = picture_field("and, or instead, a picture", "search-picture")
-            without = gr.Textbox(value="", label="Without", placeholder="people", max_lines=1, elem_id="search-without")
+            without = text_field("Without", value="", placeholder="people", max_lines=1, elem_id="search-without")
             count = number_field(_COUNT, 1, MAX_RESULTS, 12)
             hide_similar = gr.Checkbox(value=False, label="Hide pictures that look alike", elem_id="search-alike")
             button = gr.Button("Search", variant="primary")
@@ -95,14 +96,14 @@ def search_page(model: Aligner, index: Index | None, thumbnails: Thumbnails | No
 
 def check_query(words: str | None, picture: str | None) -> None:
     """Something to look for, and words that are not endless."""
-    if not (words or "").strip() and picture is None:
+    if not text_of(words).strip() and picture is None:
         raise ClipkitError("type what you look for, or upload a picture")
     check_length(words)
 
 
 def check_length(words: str | None) -> None:
     """Words that are not endless."""
-    text = (words or "").strip()
+    text = text_of(words).strip()
     if len(text) > MAX_CHARACTERS:
         raise ClipkitError(f"{len(text):,} characters; at most {MAX_CHARACTERS:,}")
 

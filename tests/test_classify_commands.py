@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,10 +55,13 @@ def test_calibrate_and_classify(cli: Cli, run: Path, mistake: Any, tmp_path: Pat
     (root / "none").mkdir()
     draw("green", "plain").save(root / "none" / "0.png")
     (root / "red" / "cut.png").write_bytes((root / "red" / "0.png").read_bytes()[:60])
+    (root / "red" / "huge.png").touch()
+    os.truncate(root / "red" / "huge.png", 1 << 40)  # a hole: it takes no room on the disk
     (root / ".git").mkdir()
     status, out, err = cli("calibrate", root, "--model", run, "--output", out_file)
-    assert status == 0 and err.count("\n") == 1 and "skipped" in err and "cut.png" in err
+    assert status == 0 and err.count("\n") == 2 and "cut.png" in err and "huge.png: 1,024.0 GiB" in err
     (root / "red" / "cut.png").unlink()
+    (root / "red" / "huge.png").unlink()
     assert "12 pictures of 2 classes, 1 of none" in out and "expected calibration error" in out
     made = json.loads(out_file.read_text())
     assert made["labels"] == ["blue", "red"] and made["temperature"] > 0

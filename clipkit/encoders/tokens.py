@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import whole_characters
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"
@@ -46,8 +47,9 @@ class Tokenizer:
         """Tokens of ``captions``; longer ones are truncated to the context."""
         if not captions:
             return torch.zeros(0, self.context_length, dtype=torch.int64)
+        whole = [whole_characters(caption) for caption in captions]  # transformers' tokenizers take no others
         with _ONE_AT_A_TIME:
-            tokens, length = self._open_clip(captions) if self.kind == "open_clip" else self._transformers(captions)
+            tokens, length = self._open_clip(whole) if self.kind == "open_clip" else self._transformers(whole)
         return tokens[:, :length] if self.cut else tokens
 
     def by_length(self, captions: Sequence[str]) -> list[int]:
@@ -76,18 +78,18 @@ class Tokenizer:
         """Tokens of the whole caption, beginning and end included."""
         if self.kind == "transformers":
             with _ONE_AT_A_TIME:
-                return len(self.inner(caption)["input_ids"])
+                return len(self.inner(whole_characters(caption))["input_ids"])
         longer = self.inner([caption], context_length=8 * self.context_length)
         return int((longer != self.pad_id).sum())
 
-    def _open_clip(self, captions: Sequence[str]) -> tuple[Tensor, int]:
-        tokens = self.inner(list(captions), context_length=self.context_length)
+    def _open_clip(self, captions: list[str]) -> tuple[Tensor, int]:
+        tokens = self.inner(captions, context_length=self.context_length)
         used = (tokens != self.pad_id).any(dim=0).nonzero()
         return tokens, int(used[-1]) + 1 if len(used) else 1
 
-    def _transformers(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+    def _transformers(self, captions: list[str]) -> tuple[Tensor, int]:
         encoded = self.inner(
-            list(captions),
+            captions,
             padding="max_length",
             truncation=True,
             max_length=self.context_length,

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 from clipkit.evaluation.finetune import Pictures
 from clipkit.pairs import PictureSpec, ShardSet, decode_image, fit
+from clipkit.pairs.captions import whole_characters
 
 IN_MEMORY = 2 << 30  # bytes of decoded pictures that are kept; more are decoded again each time
 _READERS = 4
@@ -81,7 +82,7 @@ def read_labelled(shards: ShardSet, spec: PictureSpec) -> Labelled:
                 f"{shards.where(sample)} has no label: give a folder with a folder of pictures per class, or shards "
                 "whose json has a label"
             )
-        labels.append(str(label))
+        labels.append(whole_characters(str(label)))
     every = FromShards(shards, spec, range(len(shards)))
     keep = len(shards) * 3 * spec.size**2 <= IN_MEMORY
     views: list[Tensor] = []

@@ -19,6 +19,7 @@ from clipkit.evaluation.templates import classifier_weights
 from clipkit.evaluation.zero_shot import ZeroShotReport, zero_shot
 from clipkit.objectives.exchange import is_first
 from clipkit.pairs import PairReader
+from clipkit.pairs.captions import whole_characters
 from clipkit.pairs.interactions import InteractionSet
 
 _ROWS = 8192  # users or items encoded at a time
@@ -159,5 +160,5 @@ def split_labels(reader: PairReader, samples: list[int]) -> list[str] | None:
             return None
         if label is None:
             return None
-        found.append(str(label))
+        found.append(whole_characters(str(label)))
     return found if len(set(found)) > 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.captions import parse_json, whole_characters
 
 if TYPE_CHECKING:
     from clipkit.inference.aligner import Aligner
 
 Logits = NDArray[np.float64]
+Probabilities = NDArray[np.float32]
 BINS = 15
 _LIMITS = np.log(0.01), np.log(100.0)
 _KNOWN_LOST = 0.05  # share of the known pictures that "none of these" may take where no other pictures are given
@@ -88,16 +89,16 @@ def read_calibration(data: str | bytes, name: str, model: Aligner) -> SavedCalib
     from clipkit.inference.index_files import model_fingerprint
 
     try:
-        read = json.loads(data)
+        read = parse_json(data)
         found = SavedCalibration(
             model=str(read.get("model")),
             fingerprint=str(read["fingerprint"]),
-            labels=[str(label) for label in read["labels"]],
-            templates=[str(template) for template in read["templates"]],
+            labels=[whole_characters(str(label)) for label in read["labels"]],
+            templates=[whole_characters(str(template)) for template in read["templates"]],
             temperature=float(read["temperature"]),
             none_below=float(read["none_below"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise ClipkitError(f"{name}: no calibration; make one with clipkit calibrate") from None
     if not (found.temperature > 0 and np.isfinite([found.temperature, found.none_below]).all()):
         raise ClipkitError(f"{name}: damaged (temperature {found.temperature}); make it again with clipkit calibrate")
@@ -109,9 +110,13 @@ def read_calibration(data: str | bytes, name: str, model: Aligner) -> SavedCalib
 def calibrate(logits_NC: Logits, targets_N: NDArray[np.int64], kind: str, folds: int = 5) -> Calibration:
     """Fit a temperature and a threshold on labelled logits.
 
-    The temperature minimises the mean negative log-likelihood of the classes' pictures (Guo et al. 2017, "On
-    calibration of modern neural networks"): that of a softmax, or for ``sigmoid`` models of a yes or no for every
-    class. The threshold is the one with which the classes' pictures that stay and the others that are found are the
+    The temperature minimises the negative log-likelihood of the classes' pictures (Guo et al. 2017, "On calibration of
+    modern neural networks"), that of a softmax, or for ``sigmoid`` models of a yes or no for every class, and of one
+    thing more: that log T is drawn from a normal distribution of mean 0 and variance 1. Where every picture is named
+    right the likelihood alone has no minimum: it would call any number of them, however small, a proof of certainty.
+    The prior weighs as much as a picture or so, and beside many pictures, some named wrong, it counts for nothing.
+
+    The threshold is the one with which the classes' pictures that stay and the others that are found are the
     largest share, both counting alike; without others, it lets 95 % of the classes' pictures stay.
 
     Args:
@@ -131,7 +136,7 @@ def calibrate(logits_NC: Logits, targets_N: NDArray[np.int64], kind: str, folds:
     part = np.random.default_rng(0).permutation(len(logits)) % folds
     apart = np.array([_temperature(logits[part != f], targets[part != f], kind) for f in range(folds)])[part]
     right = logits.argmax(axis=1) == targets
-    best = probabilities(logits_NC / temperature, kind).max(axis=1)
+    best = probabilities(logits_NC / temperature, kind).max(axis=1)  # float32, as they are compared later
     none_below = _threshold(best[known], best[~known])
     return Calibration(
         temperature=float(temperature),
@@ -148,9 +153,10 @@ def calibrate(logits_NC: Logits, targets_N: NDArray[np.int64], kind: str, folds:
     )
 
 
-def probabilities(logits_NC: Logits, kind: str) -> Logits:
-    """(N, C): a softmax over the classes, or for ``sigmoid`` a probability of its own for each."""
-    return expit(logits_NC) if kind == "sigmoid" else softmax(logits_NC, axis=1)
+def probabilities(logits_NC: Logits, kind: str) -> Probabilities:
+    """float32 (N, C): a softmax over the classes, or for ``sigmoid`` a probability of its own for each."""
+    found = expit(logits_NC) if kind == "sigmoid" else softmax(logits_NC, axis=1)
+    return np.asarray(found, dtype=np.float32)
 
 
 def expected_calibration_error(confidence_N: NDArray[np.floating], right_N: NDArray[np.bool_]) -> float:
@@ -172,16 +178,20 @@ def _losses(logits: Logits, targets: NDArray[np.int64], kind: str) -> NDArray[np
 
 def _temperature(logits: Logits, targets: NDArray[np.int64], kind: str) -> float:
     found = minimize_scalar(
-        lambda log_t: _losses(logits / np.exp(log_t), targets, kind).mean(), bounds=_LIMITS, method="bounded"
+        lambda log_t: _losses(logits / np.exp(log_t), targets, kind).sum() + log_t**2 / 2,
+        bounds=_LIMITS,
+        method="bounded",
     )
     return float(np.exp(found.x))
 
 
-def _threshold(known: NDArray[np.floating], none: NDArray[np.floating]) -> float:
+def _threshold(known: Probabilities, none: Probabilities) -> float:
+    """A float32, so that it parts the same pictures in whatever precision it is compared."""
     if not len(none):
-        return float(np.quantile(known, _KNOWN_LOST))
+        return float(np.float32(np.quantile(known, _KNOWN_LOST)))
     values = np.unique(np.concatenate([known, none]))
-    between = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [np.nextafter(values[-1], 2)]])
+    middle = values[:-1] + (values[1:] - values[:-1]) / 2
+    between = np.concatenate([[np.float32(0)], np.where(middle > values[:-1], middle, values[1:])])
     kept = 1 - np.searchsorted(np.sort(known), between) / len(known)
     found = np.searchsorted(np.sort(none), between) / len(none)
     return float(between[np.argmax(kept + found)])

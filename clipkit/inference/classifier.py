@@ -66,7 +66,7 @@ class Classifier:
         probability, and they need not.
         """
         logits = self.decision_function(images).astype(np.float64) / self.temperature
-        return probabilities(logits, self.aligner.kind).astype(np.float32)
+        return probabilities(logits, self.aligner.kind)
 
     def calibrate(self, images: Any, labels: Sequence[str | None]) -> Calibration:
         """Make the probabilities mean what they say, on labelled pictures other than those of ``fit``.

@@ -44,7 +44,8 @@ class VectorSearch(Protocol):
             allowed: bool (N,), the rows that may be found; None for all.
 
         Returns:
-            Scores float32 (Q, m) and rows int64 (Q, m) with m the lesser of n and what is allowed.
+            Scores float32 (Q, m) and rows int64 (Q, m) with m the lesser of n and what is allowed; a vector that holds
+            NaN or infinity is never found.
         """
         ...
 
@@ -82,10 +83,11 @@ class ExactSearch:
             for own, of_query in zip(best, scores, strict=True):
                 own.add(of_query, start, rows)
         found = [rescore(self.embeddings, q, own.rows(), wanted) for q, own in zip(queries, best, strict=True)]
-        shape = (len(queries), wanted)
+        m = min((len(rows) for _, rows in found), default=wanted)  # the same for all queries
+        shape = (len(queries), m)
         return (
-            np.array([s for s, _ in found], dtype=np.float32).reshape(shape),
-            np.array([r for _, r in found], dtype=np.int64).reshape(shape),
+            np.array([s[:m] for s, _ in found], dtype=np.float32).reshape(shape),
+            np.array([r[:m] for _, r in found], dtype=np.int64).reshape(shape),
         )
 
 
@@ -102,6 +104,7 @@ class _Best:
     def add(self, scores: Floats, start: int, rows: Rows | None) -> None:
         """Scores of the rows from ``start``, or of ``rows`` counted from there."""
         places = np.flatnonzero(scores >= self.floor)
+        places = places[np.isfinite(scores[places])]
         if not len(places):
             return
         self._scores.append(scores[places])

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
-from clipkit.inference.pictures import encoded_pixels
+from clipkit.inference.items import is_text
+from clipkit.inference.pictures import encoded_pixels, read_file
 from clipkit.pairs.index import IMAGE_EXTENSIONS
 
 
@@ -63,14 +64,17 @@ def embed_files(
         files: list[PictureFile] = []
         pixels: dict[int, torch.Tensor] = {}
         for path in part:
-            if not _is_text(path):
+            if not is_text(path):
                 shown = os.fsencode(path).decode("utf-8", "backslashreplace")
                 files.append(PictureFile(path, error=f"{shown}: its name is not UTF-8; rename it"))
                 continue
             try:
-                stat, data = path.stat(), path.read_bytes()
+                stat, data = path.stat(), read_file(path)
             except OSError as error:
                 files.append(PictureFile(path, error=f"{path}: {error.strerror}"))
+                continue
+            except ClipkitError as error:
+                files.append(PictureFile(path, error=str(error)))
                 continue
             content = hashlib.blake2b(data, digest_size=16).hexdigest()
             file = PictureFile(path, content, stat.st_size, stat.st_mtime_ns)
@@ -88,12 +92,3 @@ def embed_files(
 
     for _, files in side_by_side(run, paths, model.model.device, CPU_PICTURES):
         yield from files
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a path can be written down."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

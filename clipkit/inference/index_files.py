@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,22 @@ from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
 from clipkit.inference.approximate import build_search, choose, forget_search
 from clipkit.inference.items import Item, Items
+from clipkit.pairs.captions import parse_json
 
 HEADER, LOCK = "index.json", ".lock"
 FORMAT = 2
+_BLOCK = 65_536  # rows checked at a time
 _ASKED = 100  # captions that the search for pictures is measured with
+_BAD = "holds NaN or infinity: leave the picture out, or check the model"
 _OPENINGS = 5  # times that an index is tried which another process replaces meanwhile
+_KEYS = {"format", "model", "fingerprint", "embeddings", "items"}  # of every header
+_EMBEDDINGS = re.compile(r"embeddings-[0-9a-f]{12}\.npy")
+_DATA = re.compile(
+    rf"{_EMBEDDINGS.pattern}|captions-[0-9a-f]{{12}}\.npy|items-[0-9a-f]{{12}}\.parquet"
+    r"|faiss-[0-9a-f]{12}(-captions)?\.index"
+)
+_UNFINISHED = re.compile(rf"\.({_DATA.pattern}|{re.escape(HEADER)})\.[a-z0-9_]{{8}}\.tmp")  # of ``atomic_write``
+_BESIDE = re.compile(r"pending-[0-9a-f]{32}|milvus\.db")  # encodings of an unfinished update, and Milvus' own file
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def read_index(folder: Path) -> Saved:
     for opening in range(_OPENINGS):
         header: dict[str, Any] = {}
         try:
-            header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            header = parse_json((folder / HEADER).read_bytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']}, this version's is {FORMAT}")
             embeddings = np.load(folder / header["embeddings"], mmap_mode="r", allow_pickle=False)
@@ -186,7 +198,7 @@ def write_index(
         uri: of milvus.
 
     Raises:
-        ClipkitError: no such backend, or it is not installed or does not answer.
+        ClipkitError: an embedding that is not finite, or no such backend, or it is not installed or does not answer.
     """
     tag = os.urandom(6).hex()
     before = _header(final).get("searches", {})
@@ -197,10 +209,16 @@ def write_index(
     try:
         with atomic_write(final / f"embeddings-{tag}.npy") as file:
             save_embeddings(file)
+        bad = _not_finite(final / f"embeddings-{tag}.npy")
+        if bad is not None:
+            raise ClipkitError(f"the embedding of {table[bad].key} (row {bad}) {_BAD}")
         if save_captions:
             names["captions"] = f"captions-{tag}.npy"
             with atomic_write(final / f"captions-{tag}.npy") as file:
                 save_captions(file)
+            bad = _not_finite(final / f"captions-{tag}.npy")
+            if bad is not None:
+                raise ClipkitError(f"the embedding of a caption of {table[int(table.owners()[bad])].key} {_BAD}")
         with atomic_write(final / f"items-{tag}.parquet") as file:
             table.save(file)
         if name != "exact":
@@ -209,17 +227,26 @@ def write_index(
                   "backend": backend, "uri": uri, "searches": searches}  # fmt: skip
         with atomic_write(final / HEADER) as file:
             file.write(json.dumps(header, indent=2).encode())
-    except (OSError, ClipkitError):
-        for left in final.glob(f"*-{tag}*"):
-            left.unlink()
+    except BaseException:
+        if _header(final).get("embeddings") != names["embeddings"]:  # else it is the new index's, and stays
+            for left in final.glob(f"*-{tag}*"):
+                left.unlink()
         raise
     for old in final.iterdir():
-        unfinished = old.name.startswith(".") and old.name.endswith(".tmp")  # of a writer that was killed
-        if unfinished or (
-            tag not in old.name and old.name.startswith(("embeddings-", "captions-", "items-", "faiss-"))
-        ):
+        replaced = _DATA.fullmatch(old.name) and tag not in old.name
+        if replaced or _UNFINISHED.fullmatch(old.name):  # the latter of a writer that was killed
             old.unlink()
     forget_search(final, before.values())
+
+
+def _not_finite(path: Path) -> int | None:
+    """The first row of a .npy file that holds NaN or infinity, or None."""
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    for start in range(0, len(rows), _BLOCK):
+        whole = np.isfinite(rows[start : start + _BLOCK]).all(axis=1)
+        if not whole.all():
+            return start + int(whole.argmin())
+    return None
 
 
 def _build(backend: str, final: Path, tag: str, captions: str | None, uri: str | None) -> dict[str, dict[str, Any]]:
@@ -237,15 +264,27 @@ def _build(backend: str, final: Path, tag: str, captions: str | None, uri: str |
 def _header(folder: Path) -> dict[str, Any]:
     """The header as it is, empty if there is none that can be read."""
     try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        header = parse_json((folder / HEADER).read_bytes())
     except (OSError, ValueError):
         return {}
     return header if isinstance(header, dict) else {}
 
 
 def _is_index(folder: Path) -> bool:
-    """Whether ``folder`` holds an index, or what a killed writer of a first one left."""
-    return (folder / HEADER).is_file() or (folder / LOCK).is_file()
+    """Whether ``folder`` holds an index, a damaged one, or what a killed writer of a first one left.
+
+    Other programs too have an ``index.json`` or a ``.lock``: a header counts by what is in it, or if it cannot be read
+    by the embeddings beside it, and a lock if nothing but an index's own files are there.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if HEADER not in names:
+        own = {name for name in names if any(p.fullmatch(name) for p in (_DATA, _UNFINISHED, _BESIDE))}
+        return LOCK in names and names == own | {LOCK}
+    try:
+        header = parse_json((folder / HEADER).read_bytes())
+    except (OSError, ValueError):
+        return any(_EMBEDDINGS.fullmatch(name) for name in names)
+    return isinstance(header, dict) and header.keys() >= _KEYS
 
 
 def model_fingerprint(model: Aligner) -> str:

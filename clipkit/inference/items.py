@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs import ShardSet
+from clipkit.pairs.captions import whole_characters
 
 SCHEMA = pa.schema(
     [
@@ -103,14 +104,23 @@ class Items(Sequence[Item]):
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Items:
-        """The table of ``items``, which are taken a stretch at a time."""
+        """The table of ``items``, which are taken a stretch at a time; their captions and meta in whole characters.
+
+        Raises:
+            ClipkitError: a path or a key that is not UTF-8.
+        """
         if isinstance(items, Items):
             return items
         batches, left = [], iter(items)
         while part := list(islice(left, _STRETCH)):
             rows = [asdict(item) for item in part]
-            columns = [pa.array([list(r["meta"].items()) for r in rows] if f.name == "meta" else
-                                [r[f.name] for r in rows], f.type) for f in SCHEMA]  # fmt: skip
+            for row in rows:
+                row["captions"] = [whole_characters(text) for text in row["captions"]]
+                row["meta"] = [(whole_characters(name), whole_characters(text)) for name, text in row["meta"].items()]
+            try:
+                columns = [pa.array([row[f.name] for row in rows], f.type) for f in SCHEMA]
+            except UnicodeEncodeError as error:
+                raise ClipkitError(f"{error.object}: its name is not UTF-8; rename it") from None
             batches.append(pa.record_batch(columns, schema=SCHEMA))
         return cls(pa.Table.from_batches(batches, schema=SCHEMA))
 
@@ -224,17 +234,27 @@ def shard_items(shards: ShardSet, samples: Iterable[int]) -> Iterator[Item]:
         shard, at = shards.locate(i)
         offset, size = (int(n) for n in shard.spans[at, 0])
         record, captions = shards.read_record(i)
-        meta = {_text(k): _text(str(v)) for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
+        meta = {k: str(v) for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
         file = shards.source_file(i)
-        if file is not None:
-            yield Item(_text(str(file)), _text(shard.keys[at]), captions, meta=meta)
+        if file is not None and is_text(file):
+            yield Item(str(file), _shown(shard.keys[at]), captions, meta=meta)
         else:
             where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
-            yield Item(_text(str(where)), _text(shard.keys[at]), captions, offset, size, meta=meta)
+            yield Item(_shown(str(where)), _shown(shard.keys[at]), captions, offset, size, meta=meta)
 
 
-def _text(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
+def _shown(name: str) -> str:
+    """A name as it can be written down: tars and folders hold any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path can be written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _items(table: pa.Table) -> list[Item]:

@@ -20,6 +20,7 @@ from clipkit.pairs.pillow import upright
 from clipkit.pairs.vision import F
 
 MAX_DOWNLOAD = 64 << 20  # bytes of a picture fetched by URL
+MAX_FILE = 1 << 30  # bytes of a picture's file
 
 
 def is_single(images: Any) -> bool:
@@ -83,6 +84,21 @@ def to_pixels(image: Any, spec: PictureSpec, decode: Decode, allow_urls: bool) -
     return encoded_pixels(data, where, spec)
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        OSError: it cannot be read.
+        ClipkitError: it is larger than ``MAX_FILE``.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE:
+        raise ClipkitError(
+            f"{path}: {size / 2**30:,.1f} GiB; a picture file of more than {MAX_FILE >> 30} GiB is not read"
+        )
+    return path.read_bytes()
+
+
 def encoded_pixels(data: bytes, where: str, spec: PictureSpec) -> Tensor:
     """``to_pixels`` of an encoded picture that messages call ``where``."""
     return normalize(fit(decode_image(data, where), spec)[None], spec)[0]
@@ -119,7 +135,7 @@ def _read(image: str | Path, allow_urls: bool) -> bytes:
             raise ClipkitError(f"{text}: more than {MAX_DOWNLOAD >> 20} MiB")
         return data
     try:
-        return Path(text).read_bytes()
+        return read_file(Path(text))
     except IsADirectoryError:
         raise ClipkitError(f"{text}: a folder, not a picture; list its files") from None
     except OSError as error:

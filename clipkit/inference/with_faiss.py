@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
 from clipkit.inference.exact import Floats, Mask, Rows
 
@@ -50,7 +51,8 @@ class Faiss:
         for start in range(0, n, _BLOCK):
             index.add(np.asarray(embeddings[start : start + _BLOCK]))
         file = f"faiss-{name}.index"
-        faiss.write_index(index, str(folder / file))
+        with atomic_write(folder / file) as out:  # faiss itself says nothing of a disk that is full at its last bytes
+            faiss.write_index(index, faiss.PyCallbackIOWriter(out.write))
         return cls(index, file, min(8, lists))
 
     @classmethod

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import ftfy
+from ftfy.fixes import fix_surrogates
 
 _DEEPEST = 100  # lists and objects inside one another: far from Python's own bound, which a later step may meet
 
@@ -18,6 +19,14 @@ def clean_caption(text: str) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text))  # twice: ``&amp;amp;`` is common in what was scraped
     return " ".join(text.split())
+
+
+def whole_characters(text: str) -> str:
+    """``text`` as UTF-8 can hold it: halves of a character side by side are joined, one that is alone becomes U+FFFD.
+
+    JSON and other programs' strings hold such halves where a text was cut inside an emoji.
+    """
+    return text if text.isascii() else fix_surrogates(text)
 
 
 def parse_json(text: str | bytes) -> Any:

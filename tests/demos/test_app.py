@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import tempfile
@@ -61,6 +62,30 @@ def test_look_alikes_are_hidden(client: Client, index: Index) -> None:
     assert [row["key"] for row in data] == [hit.key for hit in index.search("a square", 6, hide_similar=0.95)]
     with pytest.raises(ERRORS, match="at most 1,000"):
         client.predict("red", None, 3, "x" * 2000, api_name="/search")
+
+
+@pytest.mark.parametrize("sent", [["cat", "dog"], {"cat": 1}, 5, True])
+def test_what_is_no_text_is_refused_beside_its_field(client: Client, pictures: Pictures, sent: object) -> None:
+    red = uploads(pictures["red"])
+    for name, arguments in (
+        ("words", (sent, None, 3)), ("without", ("red", None, 3, sent)), ("query", (sent,)), ("captions", (red, sent)),
+        ("labels", (red, sent)), ("templates", (red, "cat", sent)),
+    ):  # fmt: skip
+        page = {"words": "search", "without": "search", "query": "map", "captions": "match"}.get(name, "classify")
+        with pytest.raises(ERRORS, match=f"{name}: a {type(sent).__name__} is no text"):
+            client.predict(*arguments, api_name=f"/{page}")
+
+
+def test_half_an_emoji_is_answered_in_whole_characters(model: Aligner, index: Index, pictures: Pictures) -> None:
+    """Gradio's own client cannot send it; JSON that another one has written can."""
+    ask = {fn.api_name: fn.fn for fn in build_app(model, index).fns.values()}
+    red = [str(pictures["red"])]
+    answers = [
+        ask["match"](red, "a\ud83d"), ask["classify"](red, "a\ud83d", "a {}"), ask["search"]("a\ud83d"),
+        ask["map"]("a\ud83d"),
+    ]  # fmt: skip
+    json.dumps(answers, ensure_ascii=False).encode()
+    assert answers[0][1]["captions"] == ["a\ufffd"] and answers[1][1][0]["labels"][0]["label"] == "a\ufffd"
 
 
 def test_match_gives_what_the_model_gives(client: Client, model: Aligner, pictures: Pictures) -> None:

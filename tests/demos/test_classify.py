@@ -74,7 +74,7 @@ def test_classify_errors(client: Client, pictures: Pictures) -> None:
 
 
 def test_a_calibration_fills_the_fields(model: Aligner, tmp_path: Path) -> None:
-    written = {"model": "tiny", "fingerprint": model_fingerprint(model), "labels": ["red", "blue"],
+    written = {"model": "tiny", "fingerprint": model_fingerprint(model), "labels": ["red", "blue\ud83d"],
                "templates": ["a {} wall"], "temperature": 0.5, "none_below": 0.625}  # fmt: skip
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(written))
@@ -83,10 +83,10 @@ def test_a_calibration_fills_the_fields(model: Aligner, tmp_path: Path) -> None:
     app = build_app(model, None, found)
     values = {c["props"].get("elem_id"): c["props"].get("value") for c in app.config["components"]}
     assert [values[f"classify-{name}"] for name in ("labels", "templates", "none", "temperature")] == [
-        "red\nblue", "a {} wall", 0.625, 0.5,
+        "red\nblue\ufffd", "a {} wall", 0.625, 0.5,
     ]  # fmt: skip
     use = next(fn.fn for fn in build_app(model).fns.values() if fn.name == "use")
-    assert use(str(file)) == ("red\nblue", "a {} wall", 0.625, 0.5)
+    assert use(str(file)) == ("red\nblue\ufffd", "a {} wall", 0.625, 0.5)
     assert find_calibration(model, str(tmp_path / "none"), None) is None
 
 
@@ -101,9 +101,11 @@ def test_a_calibration_that_does_not_fit(model: Aligner, tmp_path: Path, capsys:
         find_calibration(model, "runs/x", own)
     with pytest.raises(ClipkitError, match="cannot be read"):
         find_calibration(model, "runs/x", tmp_path / "gone.json")
-    own.write_text("[]")
-    with pytest.raises(ClipkitError, match="no calibration; make one"):
-        find_calibration(model, "runs/x", own)
+    huge = f'{{"fingerprint": "x", "labels": [], "templates": [], "temperature": 1{"0" * 400}, "none_below": 0}}'
+    for text in ("[]", "[" * 200_000, huge):
+        own.write_text(text)
+        with pytest.raises(ClipkitError, match="no calibration; make one"):
+            find_calibration(model, "runs/x", own)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,7 @@ def test_a_calibration_that_does_not_fit(model: Aligner, tmp_path: Path, capsys:
         (2, 1, "a probability is a number from 0 to 1"),
         (0, 5e-324, "give a number above 0"),
         (0, "hot", "temperature: 'hot' is no number"),
+        (10**400, 1, "none of these below: 10+ is no number"),
     ],
 )
 def test_numbers_that_cannot_be(

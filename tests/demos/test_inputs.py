@@ -36,6 +36,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
 
 def test_lines_are_trimmed_counted_and_limited() -> None:
     assert inputs.read_lines(" a \n\n b  c\r\nd\u2028e", "caption", "x") == ["a", "b c", "d e"]
+    assert inputs.read_lines("a\ud83d\n\ud83d\ude00", "caption", "x") == ["a\ufffd", "\U0001f600"], "half an emoji"
     with pytest.raises(ClipkitError, match="101 captions; at most 100"):
         inputs.read_lines("a\n" * 101, "caption", "x")
     with pytest.raises(ClipkitError, match="caption 2 has 1,001 characters"):

@@ -12,7 +12,8 @@ import torch
 
 from clipkit.errors import ClipkitError
 from clipkit.evaluation import frozen_features, labelled, read_labelled
-from clipkit.pairs import PictureSpec, ShardSet, decode_image, fit, open_shards
+from clipkit.evaluation.split import split_labels
+from clipkit.pairs import PairReader, PictureSpec, ShardSet, decode_image, fit, open_shards
 
 SPEC = PictureSpec(size=16)
 
@@ -23,7 +24,8 @@ def shards(tmp_path: Path, picture: Callable[..., bytes], write_tar: Callable[..
     members = []
     for n in range(10):
         members.append((f"{n:03d}.jpg", b"no picture" if n == 3 else picture(n)))
-        members.append((f"{n:03d}.json", json.dumps({"caption": "x", "label": "cat" if n < 5 else "dog"}).encode()))
+        label = "cat" if n < 5 else "dog \ud83d"  # half an emoji
+        members.append((f"{n:03d}.json", json.dumps({"caption": "x", "label": label}).encode()))
     write_tar(tmp_path / "shards" / "000.tar", members)
     return open_shards(tmp_path / "shards")
 
@@ -35,10 +37,12 @@ def test_pictures_labels_and_what_was_left_out(
     monkeypatch.setattr(labelled, "IN_MEMORY", limit)
     found = read_labelled(shards, SPEC)
     assert isinstance(found.pictures, torch.Tensor) == bool(limit)
-    assert found.labels == ["cat"] * 4 + ["dog"] * 5 and len(found.pictures) == 9
+    assert found.labels == ["cat"] * 4 + ["dog \ufffd"] * 5 and len(found.pictures) == 9
     assert len(found.bad) == 1 and "003" in found.bad[0]
+    reader = PairReader(shards, None, None, 0)
+    assert split_labels(reader, [0, 9]) == ["cat", "dog \ufffd"]
     part = found.part(np.array([8, 3, 0]))
-    assert part.labels == ["dog", "cat", "cat"] and len(part.pictures) == 3
+    assert part.labels == ["dog \ufffd", "cat", "cat"] and len(part.pictures) == 3
     views = part.pictures[torch.tensor([2, 0, 1])]
     expected = torch.stack([fit(decode_image(picture(n)), SPEC) for n in (0, 9, 4)])
     assert views.dtype == torch.uint8 and torch.equal(views, expected)

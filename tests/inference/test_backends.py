@@ -207,6 +207,35 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         approximate.choose("fais", 1)
 
 
+@pytest.mark.parametrize("missing", [1, 20_000])
+def test_a_disk_that_is_full_of_faiss_leaves_the_old_index(
+    model: Any, tmp_path: Path, missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file lacks a few bytes, which faiss leaves in a buffer until it is closed, or many."""
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'clipkit[faiss]'")
+    resource = pytest.importorskip("resource", reason="limits on files are of Unix")
+    from clipkit.inference.with_faiss import Faiss
+
+    items = [Item(f"{i}.png", f"{i}") for i in range(N)]
+    whole = next(Index(model, clustered(1, N), items).save(tmp_path / "whole", "faiss").glob("faiss-*"))
+    path = Index(model, clustered(1, N), items).save(tmp_path / "an.index")
+    before = sorted(os.listdir(path))
+    real, limits = Faiss.build, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def build(*args: Any) -> Faiss:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - missing, limits[1]))
+        try:
+            return real(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Faiss, "build", build)
+    with pytest.raises(ClipkitError, match=r"an\.index: the index could not be written \(File too large\); free space"):
+        Index(model, clustered(2, N), items).save(path, "faiss")
+    assert sorted(os.listdir(path)) == before
+    assert Index.open(path, model).search(clustered(1, N)[4], 1)[0].row == 4
+
+
 def test_a_server_that_does_not_answer_leaves_the_old_index(model: Any, tmp_path: Path) -> None:
     pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'clipkit[milvus]'")
     path = tmp_path / "an.index"

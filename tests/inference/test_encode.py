@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +211,15 @@ def broken(folder: Path, kind: str) -> Path:
         path.mkdir()
     elif kind == "bomb":
         Image.new("1", (20000, 20000)).save(path, "PNG")
+    elif kind == "huge":  # a hole: it takes no room on the disk
+        path.touch()
+        os.truncate(path, 1 << 40)
     elif kind != "missing":
         path.write_bytes({"empty": b"", "text": b"no picture at all"}[kind])
     return path
 
 
-@pytest.mark.parametrize("kind", ["cut", "folder", "bomb", "missing", "empty", "text"])
+@pytest.mark.parametrize("kind", ["cut", "folder", "bomb", "huge", "missing", "empty", "text"])
 @pytest.mark.parametrize("decode", ["fast", "reference"])
 def test_a_bad_picture_is_named(model: Any, files: list[Path], tmp_path: Path, kind: str, decode: str) -> None:
     path = broken(tmp_path, kind)
@@ -250,6 +254,15 @@ def test_what_is_no_text_and_no_list_of_texts_is_named(model: Any, files: list[P
     for ask in (model.encode_text, lambda texts: model.match(files, texts), lambda texts: model.caption(files, texts)):
         with pytest.raises(ClipkitError, match=f"^{bad} is no text"):
             ask(bad)
+
+
+def test_half_an_emoji_is_a_strange_character(model: Any, transformers_clip: Path) -> None:
+    for one in (model, clipkit.load(transformers_clip, device="cpu")):
+        halves, whole = ["a\ud83d bird", "\ud83d\ude00"], ["a\ufffd bird", "\U0001f600"]
+        np.testing.assert_array_equal(one.encode_text(halves), one.encode_text(whole))
+        np.testing.assert_array_equal(one.encode_text("\ud83d " * 300), one.encode_text("\ufffd " * 300))
+        tokens = one.model.tokenizer(["\ud83d " * 300])
+        assert one.model.tokenizer.too_long(tokens, ["\ud83d " * 300]) == [True]
 
 
 def test_an_unknown_decoder_is_named(model: Any, files: list[Path]) -> None:

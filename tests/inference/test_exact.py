@@ -54,6 +54,23 @@ def test_only_allowed_rows_are_found(share: float) -> None:
     assert found.tolist() == places[best(rows[places], queries, 20)].tolist()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("many", [1, 3])
+def test_what_is_not_finite_is_never_found(bad: float, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_BLOCK", 1500)
+    draw = np.random.default_rng(4)
+    rows, queries = unit(draw.normal(size=(4000, 16))), unit(draw.normal(size=(many, 16)))
+    broken = np.sort(draw.choice(4000, 40, replace=False))
+    good = np.setdiff1d(np.arange(4000), broken)
+    expected = good[best(rows[good], queries, 4000)]
+    rows[broken, draw.integers(0, 16, 40)] = bad
+    for k in (1, 10, 3960, 3961, 4000):
+        scores, found = ExactSearch(rows).search(queries, k)
+        assert found.tolist() == expected[:, :k].tolist() and np.isfinite(scores).all()
+    allowed = np.isin(np.arange(4000), [*broken[:5], good[7]])
+    assert ExactSearch(rows).search(queries, 3, allowed)[1].tolist() == [[good[7]]] * many
+
+
 def test_memory_is_that_of_a_block() -> None:
     """A hundred queries over 40,000 rows: the whole table of scores would be 16 MB."""
     import tracemalloc

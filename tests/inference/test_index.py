@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,27 @@ def test_search_is_exact_at_any_size(model: Any, n: int, monkeypatch: Any) -> No
             assert [h.row for h in hits] == best.tolist()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_named_and_not_written(
+    model: Any, tmp_path: Path, bad: float, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("clipkit.inference.index_files._BLOCK", 2)
+    path = made(model, np.eye(5, 24)).save(tmp_path / "an.index")
+    before = sorted(p.name for p in path.iterdir())
+    rows = np.eye(5, 24, dtype=np.float32)
+    rows[3, 2] = bad
+    broken = made(model, rows)
+    assert {hit.row for hit in broken.search(np.ones(24, dtype=np.float32), 5)} == {0, 1, 2, 4}
+    with pytest.raises(ClipkitError, match=r"the embedding of 3 \(row 3\) holds NaN or infinity"):
+        broken.save(path)
+    captioned = Index(
+        model, np.eye(5, 24, dtype=np.float32), [Item(f"{i}.png", f"{i}", ("a",)) for i in range(5)], rows
+    )
+    with pytest.raises(ClipkitError, match="the embedding of a caption of 3 holds NaN"):
+        captioned.save(path)
+    assert sorted(p.name for p in path.iterdir()) == before and len(Index.open(path, model)) == 5
+
+
 def test_ties_go_to_the_first(model: Any) -> None:
     """Equal scores in the order of the rows, also where k cuts a tie: the same answer on every machine."""
     rows = np.zeros((300, 24))
@@ -156,10 +178,13 @@ def test_unreadable_pictures_are_listed(model: Any, picture: Any, tmp_path: Path
         picture(i).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 1 << 40)  # a hole: it takes no room on the disk
     index = Index.build(model, tmp_path)
     assert [Path(i.path).name for i in index.items] == ["0.png", "2.png", "3.png"]
-    assert len(index.skipped) == 2
+    assert len(index.skipped) == 3
     assert "1.png" in index.skipped[0] and "empty.jpg" in index.skipped[1]
+    assert index.skipped[2].endswith("huge.jpg: 1,024.0 GiB; a picture file of more than 1 GiB is not read")
     np.testing.assert_allclose(index.embeddings[1], model.encode_image(tmp_path / "2.png"), atol=1e-6)
 
 
@@ -197,6 +222,47 @@ def test_a_folder_that_is_no_index_is_not_replaced(index: Index, tmp_path: Path)
     with pytest.raises(ClipkitError, match="a-file"):
         index.save(tmp_path / "a-file")
     assert (tmp_path / "photos" / "cat.jpg").read_text() == (tmp_path / "a-file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("header", ['{"pages": ["a", "b"]}', "[]", "no json", None])
+def test_another_programs_folder_is_not_taken_for_an_index(index: Index, tmp_path: Path, header: str | None) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    mine = {"captions-en.vtt": "WEBVTT", "items-2024.csv": "a,b", ".lock": "", ".draft.tmp": "half"}
+    for name, text in (mine if header is None else mine | {"index.json": header}).items():
+        (site / name).write_text(text)
+    before = {path.name: path.read_text() for path in site.iterdir()}
+    with pytest.raises(ClipkitError, match="site exists and is no index, so it is not replaced"):
+        index.save(site)
+    assert {path.name: path.read_text() for path in site.iterdir()} == before
+
+
+def test_only_the_indexs_own_files_are_deleted(index: Index, model: Any, tmp_path: Path) -> None:
+    path = index.save(tmp_path / "an.index")
+    first = {file.name for file in path.iterdir()} - {"index.json", ".lock"}
+    mine = {"captions-en.vtt", "items-2024.csv", ".draft.tmp", "embeddings-old.npy"}
+    for name in mine:
+        (path / name).write_text("mine")
+    index.save(path)
+    left = {file.name for file in path.iterdir()}
+    assert mine <= left and not first & left
+    assert len(Index.open(path, model)) == 12
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 200_000, b"\xff\xfe\xfd", None])
+def test_a_damaged_or_unfinished_index_is_replaced(
+    index: Index, model: Any, tmp_path: Path, damage: bytes | None
+) -> None:
+    path = index.save(tmp_path / "an.index")
+    (path / ".lock").touch()  # as a killed writer leaves it
+    if damage is None:
+        (path / "index.json").unlink()
+    else:
+        (path / "index.json").write_bytes(damage)
+    with pytest.raises(ClipkitError, match="clipkit index --rebuild"):
+        Index.open(path, model)
+    index.save(path)
+    assert len(Index.open(path, model)) == 12
 
 
 def test_a_gone_file_is_named(model: Any, picture: Any, tmp_path: Path) -> None:
@@ -308,6 +374,32 @@ def test_a_failed_save_leaves_the_old_index(index: Index, model: Any, tmp_path: 
                 index.save(path)
         assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
     assert not list(tmp_path.glob(".*")), "nothing half stays"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+def test_whatever_ends_a_save_nothing_half_stays(index: Index, model: Any, tmp_path: Path, error: Any) -> None:
+    """At its last steps too: once the header is replaced, the files that it names stay."""
+    path = index.save(tmp_path / "an.index")
+    before = sorted(p.name for p in path.iterdir())
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr("clipkit.inference.index_files.build_search", fail)
+        index.save(path, "faiss")
+    assert sorted(p.name for p in path.iterdir()) == before
+    made = [0]
+
+    def fail_at_last(folder: Path) -> None:
+        made[0] += 1
+        if made[0] == 3:  # of embeddings, items and header
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr("clipkit.cache.sync_folder", fail_at_last)
+        index.save(path)
+    assert Index.open(path, model).search("a dog", 3) == index.search("a dog", 3)
 
 
 def test_credits_are_those_of_the_shards_that_the_pictures_are_in(model: Any, tmp_path: Path) -> None:

@@ -205,10 +205,11 @@ def test_captions_that_cannot_be_rebuilt_are_named(folder: Path, tmp_path: Path,
 def test_what_a_killed_writer_left_is_cleared_away(folder: Path, tmp_path: Path, model: Any, picture: Any) -> None:
     path = tmp_path / "an.index"
     Index.update(path, model, folder)
-    (path / ".embeddings-0123.npy.abcd.tmp").write_bytes(b"half")
+    for name in (".embeddings-0123456789ab.npy.abcd_123.tmp", ".index.json.abcd_123.tmp", "faiss-0123456789ab.index"):
+        (path / name).write_bytes(b"half")
     put(picture, 60, folder / "60.png")
     Index.update(path, model, folder)
-    assert not list(path.glob(".*.tmp")) and len(Index.open(path, model)) == 9
+    assert not list(path.glob(".*.tmp")) and not list(path.glob("faiss-*")) and len(Index.open(path, model)) == 9
 
 
 def test_a_name_that_is_no_text_is_left_out(folder: Path, tmp_path: Path, model: Any) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.inference import Item, items
-from clipkit.inference.items import Items
+from clipkit.inference.items import Items, shard_items
+from clipkit.pairs import open_shards
 
 
 def make(n: int) -> list[Item]:
@@ -47,6 +50,24 @@ def test_what_goes_in_comes_out(opened: Items, tmp_path: Path) -> None:
         opened.save(file)
     assert Items.open(tmp_path / "again.parquet") == opened
     assert list(Items.of([])) == []
+
+
+def test_half_an_emoji_is_kept_as_one_strange_character(tmp_path: Path, write_tar: Any) -> None:
+    """JSON may hold it in any text; names of files and keys stay what they are."""
+    (tmp_path / "caf\udce9.png").write_bytes(b"png")
+    record = {"captions": ["a\ud83d", "b \ud83d\ude00"], "label": "x\ud83d", "n\ud83d": 1, "file": "caf\udce9.png"}
+    members = [("caf\udce9.json", json.dumps(record).encode()), ("caf\udce9.png", b"png")]
+    shards = open_shards(write_tar(tmp_path / "0.tar", members), root=tmp_path)
+    found = Items.of(shard_items(shards, [0]))
+    assert shards.source_file(0) is not None and found[0].path == str(tmp_path / "0.tar") and found[0].read() == b"png"
+    assert found[0].captions == ("a\ufffd", "b \U0001f600")
+    assert found[0].meta == {"label": "x\ufffd", "n\ufffd": "1"} and found[0].key == r"caf\xe9"
+    own = Item("é.png", "é", ("a\ud83d", "b \ud83d\ude00", "é"), meta={"label\udc80": "x\ud83d"})
+    assert list(Items.of([own])) == [
+        Item("é.png", "é", ("a\ufffd", "b \U0001f600", "é"), meta={"label\ufffd": "x\ufffd"})
+    ]
+    with pytest.raises(ClipkitError, match="its name is not UTF-8; rename it"):
+        Items.of([Item("caf\udce9.png", "0")])
 
 
 def test_opening_reads_no_rows_and_an_item_reads_a_stretch(opened: Items, monkeypatch: pytest.MonkeyPatch) -> None:
