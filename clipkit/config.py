@@ -121,11 +121,11 @@ class ModelConfig:
 class OptimConfig:
     """The batch and the update."""
 
-    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "hard", "global"] = "infonce"
-    """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo), sigmoid (SigLIP), margin (contrastive,
-    Hadsell et al. 2006), triplet, cosine (BYOL: only positives), hard (infonce whose negatives weigh the more the
-    nearer they are, Robinson et al. 2021), or global (SogCLR: negatives of all the data, remembered sample by sample,
-    for small batches)."""
+    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "hard", "global", None] = None
+    """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo; the default), sigmoid (SigLIP), margin
+    (contrastive, Hadsell et al. 2006), triplet, cosine (BYOL: only positives), hard (infonce whose negatives weigh the
+    more the nearer they are, Robinson et al. 2021), or global (SogCLR: negatives of all the data, remembered sample by
+    sample, for small batches)."""
     siglip: bool = False
     """The same as --objective sigmoid."""
     margin: float | None = None
@@ -184,8 +184,8 @@ class OptimConfig:
 
     @property
     def loss(self) -> str:
-        """The objective's name, ``--siglip`` considered."""
-        return "sigmoid" if self.siglip else self.objective
+        """The objective's name, ``--siglip`` and the default considered."""
+        return "sigmoid" if self.siglip else self.objective or "infonce"
 
 
 @dataclass(frozen=True)

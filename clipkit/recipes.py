@@ -138,6 +138,8 @@ def _starter_pairs(config: Config) -> Pairs:
 def _starter_towers(config: Config) -> DualEncoder:
     from clipkit.encoders.starter import starter_encoder
 
+    if config.optim.loss == "sigmoid":
+        raise ClipkitError("--objective sigmoid needs a bias, which the starter has not: pass --recipe siglip")
     return starter_encoder(config.optim.scale_init or 5.0)
 
 

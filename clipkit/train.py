@@ -67,7 +67,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.results import show_results
     from clipkit.training.checkpoint import read_state
     from clipkit.training.console import Console
-    from clipkit.training.data import make_readers
+    from clipkit.training.data import check_samples, make_readers
     from clipkit.training.loop import Trainer
     from clipkit.training.mining import make_miner
     from clipkit.training.plan import show_plan
@@ -91,6 +91,7 @@ def run(recipe: Recipe, config: Config) -> Path:
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
         check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
+        check_samples(model, pairs.train, config)
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
     compare, objective = recipe.compare(config), recipe.objective(config)

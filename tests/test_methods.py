@@ -274,6 +274,17 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("simclr", {"negatives": "swap"}, "--negatives swap finds texts"),
         ("moco", {"queue": 0}, "--queue is 0, so a view has no negatives"),
         ("moco", {"objective": "triplet"}, "which --objective triplet does not look at"),
+        ("simclr", {"objective": "sigmoid"}, "needs a bias, which --compare views has not: pass --objective infonce$"),
+        ("supcon", {"siglip": True}, "which --compare labels has not: pass --objective infonce --no-siglip"),
+        ("moco", {"objective": "sigmoid"}, "which --compare views has not"),
+        ("byol", {"objective": "sigmoid"}, "which --compare views has not"),
+        ("slip", {"objective": "sigmoid"}, r"which --compare pairs\+views has not"),
+        ("two_tower", {"siglip": True}, "which --compare interactions has not"),
+        ("starter", {"siglip": True}, "needs a bias, which the starter has not"),
+        ("siglip", {"objective": "infonce"}, "--siglip is --objective sigmoid, but --objective is infonce: leave it"),
+        ("siglip", {"objective": "hard"}, "--objective is hard"),
+        ("clip", {"siglip": True, "objective": "global"}, "--objective is global: leave it out or pass --no-siglip"),
+        ("margin", {"siglip": True}, "--objective is margin"),
         ("supcon", {"train_data": "UNLABELLED"}, "none of its first 3 samples has a label"),
     ],
 )
@@ -291,6 +302,7 @@ def test_what_does_not_fit_is_said(
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
     with pytest.raises(ClipkitError, match=words):
         clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **tiny, **settings})
+    assert not (tmp_path / "run").exists(), "nothing half-made remains"
 
 
 def test_sentences_alone_need_a_tower_with_dropout(tmp_path: Path) -> None:

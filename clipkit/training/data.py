@@ -89,13 +89,9 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
     if isinstance(shards, InteractionSet):
         items, corrected = ReadItems(shards), Corrected(shards)
         return PairReader(shards, read_user, items, config.run.seed, finish=corrected)
+    check_samples(model, shards, config)
     with_pictures = data.compare != "sentences"
     with_texts = data.compare not in ("views", "labels")
-    model.tower("image" if with_pictures else "text")
-    if not with_pictures:
-        _check_versions(model, shards)
-    if data.compare == "labels" and not isinstance(shards, PipeSet):
-        _check_labels(shards)
     return PairReader(
         shards,
         _training_view(model, config) if with_pictures else None,
@@ -108,6 +104,24 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         guard=data.guard and with_texts,
         padding=model.tokenizer.pad_id if with_texts else 0,
     )
+
+
+def check_samples(model: DualEncoder, shards: ShardSet, config: Config) -> None:
+    """Refuse samples without what is compared, as far as the first ones show; a pipe's are not known beforehand.
+
+    Raises:
+        ClipkitError: they lack it, or the model has no tower for it.
+    """
+    if isinstance(shards, InteractionSet):
+        return
+    compared = config.data.compare
+    model.tower("text" if compared == "sentences" else "image")
+    if isinstance(shards, PipeSet):
+        return
+    if compared == "sentences":
+        _check_versions(model, shards)
+    if compared == "labels":
+        _check_labels(shards)
 
 
 def _check_labels(shards: ShardSet) -> None:
