@@ -49,10 +49,19 @@ def check_settings(config: Config) -> None:
         )
     if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
         raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
+    if flat["momentum"] is None and flat["predictor"] is not None:
+        raise ClipkitError(
+            f"--predictor {flat['predictor']} predicts a momentum encoder's views, and there is none: leave it out, or "
+            f"take --recipe byol"
+        )
     if flat["momentum"] is not None:
         if flat["compare"] != "views" or loss in ("margin", "triplet"):
             what = f"--objective {loss}" if flat["compare"] == "views" else f"--compare {flat['compare']}"
             raise ClipkitError(f"--momentum makes keys of second views, which {what} does not look at: leave it out")
+        if loss == "cosine" and flat["queue"]:
+            raise ClipkitError(
+                f"--queue {flat['queue']} holds negatives, which --objective cosine has not: pass --queue 0"
+            )
         if loss != "cosine" and not flat["queue"]:
             raise ClipkitError("--queue is 0, so a view has no negatives: pass --queue 4096, or --recipe simclr")
     if not 0 <= flat["debias"] < 1:
