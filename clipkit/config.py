@@ -178,7 +178,7 @@ class OptimConfig:
     scale_init: float | None = None
     """Starting value of the temperature's inverse. Default: 1/0.07 (InfoNCE), 10 (sigmoid), or the weights' own."""
     scale_max: float = 100.0
-    """Upper limit of the temperature's inverse."""
+    """Upper limit of the temperature's inverse where it is learned."""
     precision: Precision = "auto"
     """float32, bf16 (autocast), or auto: bf16 on accelerators that have it, float32 on CPUs."""
 
@@ -226,6 +226,12 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether the temperature is learned: that of views and of sentences is constant, distances have none."""
+        constant = self.data.compare in ("views", "labels", "sentences")
+        return not constant and self.optim.loss not in ("margin", "triplet", "cosine")
 
     def replace(self, **changes: Any) -> Config:
         """A copy with fields changed by their flat names: ``config.replace(lr=1e-3, seed=1)``.

@@ -68,7 +68,7 @@ def encoders_from_config(config: Config) -> DualEncoder:
             config.model.projector_norm,
         )
         add_two_views(model, settings)
-    if data.compare in ("views", "labels", "sentences") or by_distance or optim.loss == "cosine":
+    if not config.learns_scale:
         model.log_scale.requires_grad_(False)  # constant, or of no use: DDP would wait for its gradient
     return model
 
@@ -252,7 +252,7 @@ triplet = Recipe(
 simcse = Recipe(
     "simcse",
     "sentences with their paraphrases, or with themselves under other dropout (Gao et al. 2021)",
-    _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, scale_max=20.0, lr=3e-5, epochs=1),
+    _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, lr=3e-5, epochs=1),
 )
 
 two_tower = Recipe(

@@ -32,6 +32,11 @@ def check_settings(config: Config) -> None:
     for name in ("lr", "epochs", "scale_init", "scale_max", "margin", "view_temperature"):
         if flat[name] is not None and not 0 < flat[name] < math.inf:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be a number above 0")
+    if config.learns_scale and flat["scale_init"] is not None and flat["scale_init"] > flat["scale_max"]:
+        raise ClipkitError(
+            f"--scale-init {flat['scale_init']:g} is above --scale-max {flat['scale_max']:g}, the limit in training: "
+            f"raise that too, or lower the start"
+        )
     for name in ("beta1", "beta2"):
         if not 0 <= flat[name] < 1:
             raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")

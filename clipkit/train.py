@@ -74,6 +74,7 @@ def run(recipe: Recipe, config: Config) -> Path:
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.quarantine import log_bad, report_left_out
     from clipkit.training.run import claim, start_run
+    from clipkit.training.step import bounded_scale
     from clipkit.training.strategy import make_accelerator
 
     check_settings(config)
@@ -94,6 +95,8 @@ def run(recipe: Recipe, config: Config) -> Path:
         check_samples(model, pairs.train, config)
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
+    if checkpoint is None and (message := bounded_scale(model, config.optim.scale_max)):
+        console.say(message)
     compare, objective = recipe.compare(config), recipe.objective(config)
     miner = make_miner(config, model, pairs.train)
     if isinstance(objective, torch.nn.Module):

@@ -274,6 +274,8 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("simclr", {"negatives": "swap"}, "--negatives swap finds texts"),
         ("moco", {"queue": 0}, "--queue is 0, so a view has no negatives"),
         ("moco", {"objective": "triplet"}, "which --objective triplet does not look at"),
+        ("clip", {"scale_init": 33.0, "scale_max": 20.0}, "--scale-init 33 is above --scale-max 20"),
+        ("two_tower", {"scale_init": 101.0}, "--scale-init 101 is above --scale-max 100"),
         ("byol", {"queue": 4096}, "--queue 4096 holds negatives, which --objective cosine has not: pass --queue 0"),
         ("simclr", {"predictor": 512}, "--predictor 512 predicts a momentum encoder's views, and there is none"),
         ("slip", {"predictor": 8}, "--predictor 8 .* there is none"),

@@ -86,7 +86,8 @@ def train_step(
     optimizer.step()
     dual: DualEncoder = accelerator.unwrap_model(model)
     with torch.no_grad():
-        dual.log_scale.clamp_(max=math.log(config.scale_max))
+        if dual.log_scale.requires_grad:
+            dual.log_scale.clamp_(max=math.log(config.scale_max))
         dual.after_step(_with_all_targets(embeddings), progress)
     return StepResult(value, norm, embeddings, cleared)
 
@@ -111,6 +112,18 @@ def _with_all_targets(embeddings: Embeddings) -> Embeddings:
     counts = row_counts(embeddings.targets.shape[1], embeddings.targets.device)
     everyone = gather_plain(embeddings.targets.transpose(0, 1).contiguous(), counts)
     return embeddings._replace(targets=everyone.transpose(0, 1))
+
+
+def bounded_scale(model: DualEncoder, limit: float) -> str | None:
+    """A line about a learned temperature whose inverse starts above its limit, as that of public SigLIP weights does:
+    the first step cuts it, as open_clip's training does."""
+    scale = float(model.log_scale.detach().exp())
+    if not model.log_scale.requires_grad or scale <= limit * (1 + 1e-6):
+        return None
+    return (
+        f"the temperature's inverse starts at {scale:.4g} and is cut to --scale-max {limit:g} in the first step; to "
+        f"keep it, pass --scale-max {math.ceil(scale)}"
+    )
 
 
 def settle_batchnorm(

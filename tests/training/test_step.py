@@ -87,6 +87,14 @@ def test_the_temperature_is_bounded(model: DualEncoder) -> None:
     assert float(model.log_scale.detach().exp()) <= 20.0 + 1e-4
 
 
+def test_a_constant_temperature_has_no_bound(model: DualEncoder) -> None:
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(33.0))
+    model.log_scale.requires_grad_(False)
+    step(model, OptimConfig(scale_max=20.0))
+    assert float(model.log_scale.exp()) == pytest.approx(33.0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_is_updated_from_what_is_not_finite(model: DualEncoder, value: float) -> None:
     config = OptimConfig()
