@@ -173,6 +173,23 @@ def test_two_tower_learns_tastes_and_beats_popularity(
         clipkit.load(run, device="cpu").encode_image([draw("red", "plain", 1)])
 
 
+def test_a_picture_tables_negatives_are_found_by_the_names_of_sentences(tmp_path: Path) -> None:
+    from clipkit.training.data import training_reader
+
+    rows = [(f"{c}.png", f"a {c} square", f"a {c} circle") for c in list(COLOURS)[:3]]
+    for name, _, _ in rows:
+        draw(name.partition(".")[0], "square").save(tmp_path / name)
+    with (tmp_path / "c.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filepath", "caption", "Hard_Negative"), *rows])
+    recipe = find_recipe("clip")
+    config = recipe.defaults.replace(
+        model=str(make_config(tmp_path / "tiny.json")), train_data=str(tmp_path / "c.csv"), negatives="column"
+    )
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(3)])
+    assert batch.text_ids.tolist() == [0, -1, 1, -2, 2, -3]
+
+
 def test_swapped_negatives_are_keys_that_belong_to_nobody(basics: dict[str, Any], tmp_path: Path) -> None:
     from clipkit.training.data import training_reader
 
@@ -276,6 +293,12 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("moco", {"objective": "triplet"}, "which --objective triplet does not look at"),
         ("clip", {"scale_init": 33.0, "scale_max": 20.0}, "--scale-init 33 is above --scale-max 20"),
         ("two_tower", {"scale_init": 101.0}, "--scale-init 101 is above --scale-max 100"),
+        (
+            "clip",
+            {"negatives": "column", "batch_size": 8},
+            "none of its first 40 samples has a negative; give a column",
+        ),
+        ("simcse", {"negatives": "column", "train_data": "SENTENCES"}, "none of its first 2 samples has a negative"),
         ("byol", {"queue": 4096}, "--queue 4096 holds negatives, which --objective cosine has not: pass --queue 0"),
         ("simclr", {"predictor": 512}, "--predictor 512 predicts a momentum encoder's views, and there is none"),
         ("slip", {"predictor": 8}, "--predictor 8 .* there is none"),
@@ -305,6 +328,9 @@ def test_what_does_not_fit_is_said(
             "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
         )
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
+    if settings.get("train_data") == "SENTENCES":
+        (tmp_path / "pairs.csv").write_text("anchor,positive\na,b\nc,d\n")
+        settings = {**settings, "train_data": str(tmp_path / "pairs.csv"), "batch_size": 2}
     with pytest.raises(ClipkitError, match=words):
         clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **tiny, **settings})
     assert not (tmp_path / "run").exists(), "nothing half-made remains"

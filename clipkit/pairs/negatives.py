@@ -1,18 +1,20 @@
 """Hard negatives: captions that are almost right for a picture, and wrong.
 
-Written ones come from the samples' own ``negative`` field (a caption or a list of them). Swapped ones are made by rule
-in the manner of SugarCrepe (Hsieh et al. 2023): a word is exchanged for another of its kind, or two parts change
-places, so that the sentence stays fluent and becomes false.
+Written ones come from the samples' own ``negative`` field, a caption or a list of them (its other names are in
+``FIELDS``). Swapped ones are made by rule in the manner of SugarCrepe (Hsieh et al. 2023): a word is exchanged for
+another of its kind, or two parts change places, so that the sentence stays fluent and becomes false.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.order import mix_int
 from clipkit.pairs.shards import ShardSet
 
+FIELDS = ("negative", "hard_negative", "contradiction")  # in whatever case
 ALL = -1  # in a seed's place: every negative, not one drawn
 
 # Words of a kind, any of which makes a caption false in another's place.
@@ -50,14 +52,21 @@ def written(shards: ShardSet, sample: int, seed: int, captions: tuple[str, ...])
     Raises:
         ClipkitError: the field holds something else than text.
     """
-    found = shards.read_record(sample)[0].get("negative")
+    name, found = negative_field(shards.read_record(sample)[0])
     texts = [found] if isinstance(found, str) else [] if found is None else found
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ClipkitError(
-            f"{shards.where(sample)}: its `negative` is {found!r}; it has to be a caption or a list of them"
+            f"{shards.where(sample)}: its `{name}` is {found!r}; it has to be a caption or a list of them"
         )
     texts = [text.strip() for text in texts if text.strip()]
     return texts if seed == ALL or not texts else [texts[mix_int(seed, 1) % len(texts)]]
+
+
+def negative_field(record: dict[str, Any]) -> tuple[str, Any]:
+    """Name and value of the record's field of negatives, the first of ``FIELDS`` that it has; or None for a value."""
+    lower = {name.lower(): name for name in record}
+    name = next((lower[name] for name in FIELDS if name in lower), FIELDS[0])
+    return name, record.get(name)
 
 
 def swapped(shards: ShardSet, sample: int, seed: int, captions: tuple[str, ...]) -> list[str]:

@@ -63,3 +63,10 @@ def test_written_ones_are_read() -> None:
     assert written(many, 0, ALL, ()) == ["x", "y"]  # type: ignore[arg-type]
     with pytest.raises(ClipkitError, match=r"a.tar/1.jpg: its `negative` is 7"):
         written(One(negative=7), 0, 3, ())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Negative", "hard_negative", "CONTRADICTION"])
+def test_their_field_goes_by_other_names_in_whatever_case(name: str) -> None:
+    assert written(One(**{name: "a blue bird"}), 0, 3, ()) == ["a blue bird"]  # type: ignore[arg-type]
+    with pytest.raises(ClipkitError, match=f"its `{name}` is 7"):
+        written(One(**{name: 7}), 0, 3, ())  # type: ignore[arg-type]
