@@ -121,6 +121,10 @@ def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_pa
     run = clipkit.train(recipe, **settings, output=str(tmp_path / "run"))
     losses = [r["loss"] for r in records(run, "train")]
     assert len(losses) == 4 and len(set(losses)) == 4 and np.isfinite(losses).all()
+    guarded = recipe in ("clip", "slip", "margin", "triplet", "simcse") and "labels" not in name
+    assert all(("cleared" in r) == guarded for r in records(run, "train")), "the guard's cells, not the method's"
+    constant = {"simclr": 10, "moco": 5, "byol": 10, "supcon": 10, "simcse": 20}.get(recipe)
+    assert constant is None or records(run, "train")[-1]["scale"] == pytest.approx(constant)
 
     # A copy of the run as it was when it was killed after its second step ends with the same bits.
     again = tmp_path / "again"
@@ -218,10 +222,12 @@ def test_the_guard_clears_captions_that_say_the_same_and_those_of_copies(tmp_pat
                 "batch_size": 12, "max_steps": 2, "log_every": 1, "augment": "none"}  # fmt: skip
     on = clipkit.train("clip", **settings, output=str(tmp_path / "on"))
     off = clipkit.train("clip", **settings, guard=False, output=str(tmp_path / "off"))
+    both = clipkit.train("triplet", **settings, output=str(tmp_path / "both"))
     # four captions of "a red square", four of "two birds", two of either other: cells of unequal ids among each;
     # and the first two pictures are the last two again, with other captions
     assert [r["cleared"] for r in records(on, "train")] == [2 * 12 + 2 * 2 + 2 * 2] * 2
     assert all("cleared" not in r for r in records(off, "train"))
+    assert [r["cleared"] for r in records(both, "train")] == [28 + 4] * 2, "a pair counts once, whichever of it asks"
     assert records(on, "train")[0]["loss"] < records(off, "train")[0]["loss"]
 
 

@@ -32,12 +32,15 @@ class StepResult:
         loss: of the global batch, before the update.
         grad_norm: of the whole gradient, before clipping.
         embeddings: that it compared, before the update.
+        log_scale, bias: of the first table that it compared; a table may have no bias.
         cleared: cells that the false-negative guard took out, if they were counted.
     """
 
     loss: float
     grad_norm: float
     embeddings: Embeddings
+    log_scale: float
+    bias: float | None = None
     cleared: int | None = None
 
 
@@ -61,7 +64,8 @@ def train_step(
         compare: the tables of a step.
         objective: the loss over a table; those of several are added up.
         progress: share of the run that is done after this step.
-        count_cleared: count the cells that the false-negative guard takes out; all processes have to ask alike.
+        count_cleared: count the cells that groups take out, which are those of the false-negative guard; all processes
+            have to ask alike.
 
     Raises:
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
@@ -69,8 +73,9 @@ def train_step(
     embeddings = encode(model, batch, config.micro_batch_size, autocast)
     tables = compare(embeddings, batch, config.exchange)
     loss = tables_loss(tables, objective)
-    guarded = [table for table in tables if table.query_groups is not None] if count_cleared else []
-    cleared = sum(table.cleared() for table in guarded) if guarded else None
+    # The first table that has groups: another one would be the same, turned.
+    guarded = next((table for table in tables if table.query_groups is not None), None) if count_cleared else None
+    cleared = guarded.cleared() if guarded is not None else None
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
@@ -89,7 +94,8 @@ def train_step(
         if dual.log_scale.requires_grad:
             dual.log_scale.clamp_(max=math.log(config.scale_max))
         dual.after_step(_with_all_targets(embeddings), progress)
-    return StepResult(value, norm, embeddings, cleared)
+    bias = None if tables[0].bias is None else float(tables[0].bias.detach())
+    return StepResult(value, norm, embeddings, float(tables[0].log_scale.detach()), bias, cleared)
 
 
 def step_loss(
