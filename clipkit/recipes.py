@@ -86,8 +86,8 @@ def objective_from_config(config: Config) -> Objective:
         return partial(objectives.triplet, margin=optim.margin or 0.2, mining=optim.mining)
     if optim.loss == "cosine":
         return objectives.negative_cosine
-    if optim.loss == "global":  # it remembers something of each sample, so it has to know how many there are
-        return objectives.GlobalContrastive(len(find_recipe(config.recipe).pairs(config).train), optim.gamma)
+    if optim.loss == "global":  # of how many samples it remembers something, the run's data say
+        return objectives.GlobalContrastive(gamma=optim.gamma)
     # A sentence's first version is the query; a view is a query and a key anyway.
     one_way = compared in ("views", "labels", "sentences", "interactions")
     if optim.loss == "hard":

@@ -305,6 +305,11 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
             "none of its first 40 samples has a negative; give a column",
         ),
         ("simcse", {"negatives": "column", "train_data": "SENTENCES"}, "none of its first 2 samples has a negative"),
+        (
+            "clip",
+            {"objective": "global", "train_data": "PIPE"},
+            r"pipe:cat .*\.tar: --objective global remembers samples",
+        ),
         ("byol", {"queue": 4096}, "--queue 4096 holds negatives, which --objective cosine has not: pass --queue 0"),
         ("simclr", {"predictor": 512}, "--predictor 512 predicts a momentum encoder's views, and there is none"),
         ("slip", {"predictor": 8}, "--predictor 8 .* there is none"),
@@ -334,6 +339,8 @@ def test_what_does_not_fit_is_said(
             "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
         )
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
+    if settings.get("train_data") == "PIPE":
+        settings = {**settings, "train_data": f"pipe:cat {tmp_path / 'x.tar'}", "max_steps": 1}
     if settings.get("train_data") == "SENTENCES":
         (tmp_path / "pairs.csv").write_text("anchor,positive\na,b\nc,d\n")
         settings = {**settings, "train_data": str(tmp_path / "pairs.csv"), "batch_size": 2}

@@ -116,6 +116,26 @@ def test_a_recipe_of_ones_own(settings: dict[str, Any], tmp_path: Path) -> None:
     assert calls and losses(two)[0] == pytest.approx(2 * losses(one)[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mine", "clip"])
+def test_a_recipe_of_ones_own_remembers_its_own_samples(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Under any name, with whatever data it opens: here twice those of --train-data."""
+    from safetensors.torch import load_file
+
+    clip = find_recipe("clip")
+
+    def pairs(config: Config) -> Any:
+        data = config.data.train_data
+        return clip.pairs(config.replace(train_data=f"{data}::{data}"))
+
+    mine = Recipe(name, "on more data", clip.defaults.replace(recipe=name, objective="global"), pairs)
+    run = clipkit.train(mine, **{**settings, "batch_size": 24}, max_steps=2, output=str(tmp_path / "run"))
+    memory = load_file(run / "checkpoints" / "step-2" / "memory.safetensors")
+    assert {key: len(rows) for key, rows in memory.items()} == {
+        "objective.log_u_rows": 48, "objective.log_u_columns": 48
+    }  # fmt: skip
+    assert sum(int(torch.isfinite(rows).sum()) for rows in memory.values()) > 24
+
+
 def test_a_temperature_above_its_limit_is_told(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

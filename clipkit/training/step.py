@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from clipkit.config import OptimConfig
 from clipkit.encoders import DualEncoder, Embeddings
 from clipkit.errors import ClipkitError
-from clipkit.objectives import Compare, Comparison
+from clipkit.objectives import Compare, Comparison, GlobalContrastive
 from clipkit.objectives.comparison import Exchange
 from clipkit.objectives.exchange import gather_plain, row_counts, world_size
-from clipkit.pairs import PairBatch
+from clipkit.pairs import PairBatch, PipeSet, ShardSet
 from clipkit.training.batchnorm import synchronise
 from clipkit.training.strategy import encode, whole
 
@@ -130,6 +130,23 @@ def bounded_scale(model: DualEncoder, limit: float) -> str | None:
         f"the temperature's inverse starts at {scale:.4g} and is cut to --scale-max {limit:g} in the first step; to "
         f"keep it, pass --scale-max {math.ceil(scale)}"
     )
+
+
+def settle_objective(objective: Objective, shards: ShardSet, device: torch.device) -> Objective:
+    """``objective`` on ``device``. One that remembers something of each sample learns how many there are.
+
+    Raises:
+        ClipkitError: it remembers samples, and they come from a pipe, which numbers them anew each time.
+    """
+    if isinstance(objective, GlobalContrastive):
+        if isinstance(shards, PipeSet):
+            raise ClipkitError(
+                f"{shards.name}: --objective global remembers samples, and those of a pipe are not known again; make "
+                f"shards of it"
+            )
+        if objective.log_u_rows is None:
+            objective.remember(len(shards), device)
+    return objective.to(device) if isinstance(objective, nn.Module) else objective
 
 
 def settle_batchnorm(
