@@ -27,8 +27,9 @@ def compare_from_config(config: Config) -> Compare:
     from clipkit import objectives
 
     compared = config.data.compare
-    if compared == "pairs" and config.optim.loss == "triplet":
-        return objectives.pairs_both_ways_table
+    if config.optim.loss == "triplet" and compared in ("pairs", "pairs+views"):
+        both = compared == "pairs+views"
+        return objectives.pairs_both_ways_and_views_table if both else objectives.pairs_both_ways_table
     if compared == "views" and config.optim.momentum is not None:
         return objectives.targets_table if config.optim.loss == "cosine" else objectives.momentum_table
     return {
@@ -163,7 +164,8 @@ def _interaction_towers(config: Config) -> DualEncoder:
     tables = {"users": train.users, "items": train.items}
     vocabulary = Vocabulary({name: plain_table(table) for name, table in tables.items()})
     torch.manual_seed(config.run.seed)
-    return from_tables({name: table.sizes for name, table in tables.items()}, config.model.embed_dim, vocabulary)
+    sizes = {name: table.sizes for name, table in tables.items()}
+    return from_tables(sizes, config.model.embed_dim, vocabulary, config.optim.scale_init or 1 / 0.07)
 
 
 _CLIP = Config(recipe="clip")

@@ -194,6 +194,13 @@ def test_a_picture_tables_negatives_are_found_by_the_names_of_sentences(tmp_path
     assert batch.text_ids.tolist() == [0, -1, 1, -2, 2, -3]
 
 
+def test_the_temperature_of_two_tower_starts_where_it_is_told(basics: dict[str, Any], tmp_path: Path) -> None:
+    for scale_init, wanted in ((None, 1 / 0.07), (33.0, 33.0)):
+        recipe = find_recipe("two_tower")
+        model = recipe.encoders(recipe.defaults.replace(**basics["two_tower"], scale_init=scale_init))
+        assert model.log_scale.exp().item() == pytest.approx(wanted)
+
+
 def test_swapped_negatives_are_keys_that_belong_to_nobody(basics: dict[str, Any], tmp_path: Path) -> None:
     from clipkit.training.data import training_reader
 
@@ -373,6 +380,21 @@ def test_the_triplet_recipe_is_vse_plus_plus(basics: dict[str, Any]) -> None:
     others = d + torch.full((9,), torch.inf, dtype=d.dtype).diag()
     wanted = sum((own - others.amin(dim) + 0.3).clamp(min=0).mean() for dim in (0, 1))
     assert loss.item() == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_triplets_of_slip_are_of_both_ways_and_of_views(basics: dict[str, Any]) -> None:
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe("slip")
+    config = recipe.defaults.replace(**basics["slip"], objective="triplet")
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(5)])
+    e = model(batch.images, batch.texts)
+    tables = recipe.compare(config)(e, batch, "gather")
+    assert [(len(t.queries), t.itself) for t in tables] == [(5, False), (5, False), (10, True)]
+    first, second, _ = tables
+    assert first.queries is e.images and first.keys is e.texts
+    assert second.queries is e.texts and second.keys is e.images
 
 
 @pytest.mark.slow
