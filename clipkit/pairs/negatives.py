@@ -17,16 +17,16 @@ from clipkit.pairs.shards import ShardSet
 FIELDS = ("negative", "hard_negative", "contradiction")  # in whatever case
 ALL = -1  # in a seed's place: every negative, not one drawn
 
-# Words of a kind, any of which makes a caption false in another's place.
+# Words of a kind, any of which makes a caption false in another's place. Of phrases, "in front of" is the only one.
 _KINDS = (
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey"],
     ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
     ["man", "woman", "boy", "girl"],
-    ["dog", "cat", "horse", "cow", "sheep", "bird"],
+    ["dog", "cat", "horse", "cow", "bird"],
     ["left", "right"],
     ["above", "below"],
     ["inside", "outside"],
-    ["front", "behind"],
+    ["in front of", "behind"],
     ["small", "large"],
     ["young", "old"],
     ["day", "night"],
@@ -36,8 +36,14 @@ _KINDS = (
     ["empty", "full"],
 )
 _KIND_OF = {word: kind for kind in _KINDS for word in kind}
-_WORD = re.compile(r"[A-Za-z]+")
 _ARTICLE = r"(?:an?|the|one|two|three|some)"
+# What is left behind, or seen from behind, is in front of nothing: a thing has to follow.
+_WORD = re.compile(
+    rf"\bin front of\b|\bbehind(?= (?:{_ARTICLE}|his|her|its|their) )|\b(?!behind\b)[a-z]+", re.IGNORECASE
+)
+_A_BEFORE = re.compile(r"\b(an?) $", re.IGNORECASE)
+_AN = re.compile(r"(?!uni|use|eu|one)[aeiou]|hour|hono", re.IGNORECASE)  # how a word begins that has "an" before it
+_MANY = re.compile(r"men|women|children|people|\w+[^su]s", re.IGNORECASE)
 # "a black dog and a white cat": what is said of two things is said of the other one
 _TWO_THINGS = re.compile(
     rf"\b({_ARTICLE}) ((?:\w+ )?)(\w+) (and|with|next to|beside|behind|under|on|near|chasing|holding|riding) "
@@ -91,16 +97,35 @@ def false_versions(caption: str) -> list[str]:
         for other in _KIND_OF.get(word.lower(), ()):
             if other != word.lower():
                 other = other.capitalize() if word[0].isupper() else other
-                versions.append(caption[: match.start()] + other + caption[match.end() :])
+                before = caption[: match.start()]
+                if article := _A_BEFORE.search(before):
+                    before = f"{before[: article.start()]}{_agreeing(article[1], other)} "
+                versions.append(before + other + caption[match.end() :])
     for match in _TWO_THINGS.finditer(caption):
         one, its, thing, joint, two, theirs, other = match.groups()
-        before, after = caption[: match.start()], caption[match.end() :]
+        swaps = []
         if its.strip() and theirs.strip() and its.lower() != theirs.lower():
-            versions.append(f"{before}{one} {theirs}{thing} {joint} {two} {its}{other}{after}")
+            swaps.append((theirs + thing, its + other))
+        alike = _alike(one, two) and bool(_MANY.fullmatch(thing)) == bool(_MANY.fullmatch(other))
         # "a dog and a cat" is the same as "a cat and a dog"
-        if thing.lower() != other.lower() and (its != theirs or joint.lower() not in _EITHER_WAY):
-            versions.append(f"{before}{one} {its}{other} {joint} {two} {theirs}{thing}{after}")
+        if alike and thing.lower() != other.lower() and (its != theirs or joint.lower() not in _EITHER_WAY):
+            swaps.append((its + other, theirs + thing))
+        for first, second in swaps:
+            said = f"{_agreeing(one, first)} {first} {joint} {_agreeing(two, second)} {second}"
+            versions.append(caption[: match.start()] + said + caption[match.end() :])
     return [v for v in dict.fromkeys(versions) if v.lower() != caption.lower()]
+
+
+def _agreeing(article: str, word: str) -> str:
+    """``article`` as it stands before ``word``, if it is a or an."""
+    if article.lower() not in ("a", "an"):
+        return article
+    return f"{article[0]}n" if _AN.match(word) else article[0]
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two articles are the same; a and an are."""
+    return one.lower() == other.lower() or {one.lower(), other.lower()} == {"a", "an"}
 
 
 _EITHER_WAY = ("and", "with", "next to", "beside", "near")
