@@ -122,11 +122,11 @@ class ModelConfig:
 class OptimConfig:
     """The batch and the update."""
 
-    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "hard", "global"] = "infonce"
-    """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo), sigmoid (SigLIP), margin (contrastive,
-    Hadsell et al. 2006), triplet, cosine (BYOL: only positives), hard (infonce whose negatives weigh the more the
-    nearer they are, Robinson et al. 2021), or global (SogCLR: negatives of all the data, remembered sample by sample,
-    for small batches)."""
+    objective: Literal["infonce", "sigmoid", "margin", "triplet", "cosine", "hard", "global", None] = None
+    """The loss over the comparison: infonce (CLIP, NT-Xent, SupCon, MoCo; the default), sigmoid (SigLIP), margin
+    (contrastive, Hadsell et al. 2006), triplet, cosine (BYOL: only positives), hard (infonce whose negatives weigh the
+    more the nearer they are, Robinson et al. 2021), or global (SogCLR: negatives of all the data, remembered sample by
+    sample, for small batches)."""
     siglip: bool = False
     """The same as --objective sigmoid."""
     margin: float | None = None
@@ -180,14 +180,14 @@ class OptimConfig:
     scale_init: float | None = None
     """Starting value of the temperature's inverse. Default: 1/0.07 (InfoNCE), 10 (sigmoid), or the weights' own."""
     scale_max: float = 100.0
-    """Upper limit of the temperature's inverse."""
+    """Upper limit of the temperature's inverse where it is learned."""
     precision: Precision = "auto"
     """float32, bf16 (autocast), or auto: bf16 on CUDA devices that have it, else float32."""
 
     @property
     def loss(self) -> str:
-        """The objective's name, ``--siglip`` considered."""
-        return "sigmoid" if self.siglip else self.objective
+        """The objective's name, ``--siglip`` and the default considered."""
+        return "sigmoid" if self.siglip else self.objective or "infonce"
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,12 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether the temperature is learned: that of views and of sentences is constant, distances have none."""
+        constant = self.data.compare in ("views", "labels", "sentences")
+        return not constant and self.optim.loss not in ("margin", "triplet", "cosine")
 
     def replace(self, **changes: Any) -> Config:
         """A copy with fields changed by their flat names: ``config.replace(lr=1e-3, seed=1)``.

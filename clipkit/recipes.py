@@ -27,8 +27,9 @@ def compare_from_config(config: Config) -> Compare:
     from clipkit import objectives
 
     compared = config.data.compare
-    if compared == "pairs" and config.optim.loss == "triplet":
-        return objectives.pairs_both_ways_table
+    if config.optim.loss == "triplet" and compared in ("pairs", "pairs+views"):
+        both = compared == "pairs+views"
+        return objectives.pairs_both_ways_and_views_table if both else objectives.pairs_both_ways_table
     if compared == "views" and config.optim.momentum is not None:
         return objectives.targets_table if config.optim.loss == "cosine" else objectives.momentum_table
     return {
@@ -68,7 +69,7 @@ def encoders_from_config(config: Config) -> DualEncoder:
             config.model.projector_norm,
         )
         add_two_views(model, settings)
-    if data.compare in ("views", "labels", "sentences") or by_distance or optim.loss == "cosine":
+    if not config.learns_scale:
         model.log_scale.requires_grad_(False)  # constant, or of no use: DDP would wait for its gradient
     return model
 
@@ -86,8 +87,8 @@ def objective_from_config(config: Config) -> Objective:
         return partial(objectives.triplet, margin=optim.margin or 0.2, mining=optim.mining)
     if optim.loss == "cosine":
         return objectives.negative_cosine
-    if optim.loss == "global":  # it remembers something of each sample, so it has to know how many there are
-        return objectives.GlobalContrastive(len(find_recipe(config.recipe).pairs(config).train), optim.gamma)
+    if optim.loss == "global":  # of how many samples it remembers something, the run's data say
+        return objectives.GlobalContrastive(gamma=optim.gamma)
     # A sentence's first version is the query; a view is a query and a key anyway.
     one_way = compared in ("views", "labels", "sentences", "interactions")
     if optim.loss == "hard":
@@ -138,6 +139,8 @@ def _starter_pairs(config: Config) -> Pairs:
 def _starter_towers(config: Config) -> DualEncoder:
     from clipkit.encoders.starter import starter_encoder
 
+    if config.optim.loss == "sigmoid":
+        raise ClipkitError("--objective sigmoid needs a bias, which the starter has not: pass --recipe siglip")
     return starter_encoder(config.optim.scale_init or 5.0)
 
 
@@ -161,7 +164,8 @@ def _interaction_towers(config: Config) -> DualEncoder:
     tables = {"users": train.users, "items": train.items}
     vocabulary = Vocabulary({name: plain_table(table) for name, table in tables.items()})
     torch.manual_seed(config.run.seed)
-    return from_tables({name: table.sizes for name, table in tables.items()}, config.model.embed_dim, vocabulary)
+    sizes = {name: table.sizes for name, table in tables.items()}
+    return from_tables(sizes, config.model.embed_dim, vocabulary, config.optim.scale_init or 1 / 0.07)
 
 
 _CLIP = Config(recipe="clip")
@@ -250,7 +254,7 @@ triplet = Recipe(
 simcse = Recipe(
     "simcse",
     "sentences with their paraphrases, or with themselves under other dropout (Gao et al. 2021)",
-    _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, scale_max=20.0, lr=3e-5, epochs=1),
+    _CLIP.replace(recipe="simcse", compare="sentences", scale_init=20.0, lr=3e-5, epochs=1),
 )
 
 two_tower = Recipe(

@@ -17,11 +17,11 @@ from clipkit.errors import ClipkitError
 from clipkit.evaluation import leave_one_out
 from clipkit.pairs.captions import clean_caption
 from clipkit.pairs.interactions import CodeTable, InteractionSet
+from clipkit.pairs.negatives import FIELDS
 from clipkit.pairs.rows import RowSet
 
 FIRST = ("sentence1", "anchor", "query", "question", "sentence", "text", "caption", "premise")
 SECOND = ("sentence2", "positive", "paraphrase", "answer", "entailment")
-NEGATIVE = ("negative", "hard_negative", "contradiction")
 USER = ("user", "user_id", "userid", "customer", "customer_id", "reader", "visitor_id")
 ITEM = ("item", "item_id", "itemid", "product", "product_id", "article_id", "movie", "movie_id", "movieid", "book_id")
 TIME = ("timestamp", "time", "date", "datetime", "unixtime")
@@ -33,7 +33,7 @@ def open_sentences(
     """Sentences to train on: a text file with one a line, or a table.
 
     A table (CSV, TSV, JSONL, parquet) has a column of sentences (``column``), perhaps one of their paraphrases, perhaps
-    one of sentences that are near and mean something else; known names are in ``FIRST``, ``SECOND`` and ``NEGATIVE``.
+    one of sentences that are near and mean something else; known names are in ``FIRST``, ``SECOND`` and ``FIELDS``.
 
     Raises:
         ClipkitError: no such file, no sentence in it, or no column of a known name.
@@ -46,7 +46,7 @@ def open_sentences(
     columns, rows = _table(path, separator, encoding)
     if column is not None and column not in columns:
         raise ClipkitError(f"{path}: --caption-column {column}: no such column; there are {', '.join(columns)}")
-    first, second, negative = (_known(columns, names) for names in (FIRST, SECOND, NEGATIVE))
+    first, second, negative = (_known(columns, names) for names in (FIRST, SECOND, FIELDS))
     first = column or first
     if first is None:
         raise ClipkitError(

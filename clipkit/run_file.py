@@ -71,7 +71,7 @@ def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
             return tuple(float(n) for n in numbers)
         raise ClipkitError(f"{path}: {name} is {value!r}; expected {count or 'a list of'} numbers, as [0.9, 1.0]")
     for option in get_args(wanted) or (wanted,):
-        if option is type(None) and value is None:
+        if option in (None, type(None)) and value is None:
             return None
         if option is bool and isinstance(value, bool):
             return value

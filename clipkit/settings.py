@@ -32,25 +32,48 @@ def check_settings(config: Config) -> None:
     for name in ("lr", "epochs", "scale_init", "scale_max", "margin", "view_temperature"):
         if flat[name] is not None and not 0 < flat[name] < math.inf:
             raise ClipkitError(f"--{name.replace('_', '-')} is {flat[name]}; it must be a number above 0")
+    if config.learns_scale and flat["scale_init"] is not None and flat["scale_init"] > flat["scale_max"]:
+        raise ClipkitError(
+            f"--scale-init {flat['scale_init']:g} is above --scale-max {flat['scale_max']:g}, the limit in training: "
+            f"raise that too, or lower the start"
+        )
     for name in ("beta1", "beta2"):
         if not 0 <= flat[name] < 1:
             raise ClipkitError(f"--{name} is {flat[name]}; it must be from 0 to below 1")
     if flat["momentum"] is not None and not 0 <= flat["momentum"] <= 1:
         raise ClipkitError(f"--momentum is {flat['momentum']}; it must be from 0 to 1")
+    loss = config.optim.loss
+    if flat["siglip"] and flat["objective"] not in (None, "sigmoid"):
+        raise ClipkitError(
+            f"--siglip is --objective sigmoid, but --objective is {flat['objective']}: leave it out or pass --no-siglip"
+        )
+    if loss == "sigmoid" and flat["compare"] not in ("pairs", "sentences"):
+        raise ClipkitError(
+            f"--objective sigmoid needs a bias, which --compare {flat['compare']} has not: pass --objective infonce"
+            + (" --no-siglip" if flat["siglip"] else "")
+        )
     if flat["momentum"] is None and (flat["queue"] or flat["momentum_rising"]):
         raise ClipkitError("--queue and --momentum-rising need a momentum encoder: pass --momentum 0.999")
+    if flat["momentum"] is None and flat["predictor"] is not None:
+        raise ClipkitError(
+            f"--predictor {flat['predictor']} predicts a momentum encoder's views, and there is none: leave it out, or "
+            f"take --recipe byol"
+        )
     if flat["momentum"] is not None:
-        loss = config.optim.loss
         if flat["compare"] != "views" or loss in ("margin", "triplet"):
             what = f"--objective {loss}" if flat["compare"] == "views" else f"--compare {flat['compare']}"
             raise ClipkitError(f"--momentum makes keys of second views, which {what} does not look at: leave it out")
+        if loss == "cosine" and flat["queue"]:
+            raise ClipkitError(
+                f"--queue {flat['queue']} holds negatives, which --objective cosine has not: pass --queue 0"
+            )
         if loss != "cosine" and not flat["queue"]:
             raise ClipkitError("--queue is 0, so a view has no negatives: pass --queue 4096, or --recipe simclr")
     if not 0 <= flat["debias"] < 1:
         raise ClipkitError(f"--debias is {flat['debias']}; it must be from 0 to below 1")
     if not 0 < flat["gamma"] <= 1:
         raise ClipkitError(f"--gamma is {flat['gamma']}; it must be above 0 and at most 1")
-    if flat["gamma_falling"] and flat["objective"] != "global":
+    if flat["gamma_falling"] and loss != "global":
         raise ClipkitError("--gamma-falling is of what --objective global remembers: pass that too")
     if not 0 <= flat["mining_margin"] <= 2:
         raise ClipkitError(f"--mining-margin is {flat['mining_margin']}; it is a difference of cosines, from 0 to 2")
@@ -60,7 +83,7 @@ def check_settings(config: Config) -> None:
         )
     if flat["captions"] == "all" and flat["compare"] not in ("pairs", "pairs+views"):
         raise ClipkitError("--captions all is of pictures with captions: it goes with --compare pairs or pairs+views")
-    if flat["objective"] == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
+    if loss == "global" and (flat["negatives"] != "none" or flat["compare"] != "pairs"):
         raise ClipkitError("--objective global remembers samples: it goes with --compare pairs and --negatives none")
     low, high = flat["crop_scale"]
     if not 0 < low <= high <= 1:

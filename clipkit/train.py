@@ -60,20 +60,19 @@ def run(recipe: Recipe, config: Config) -> Path:
     """Build the run that ``config`` describes, train, and measure what came of it."""
     from dataclasses import replace
 
-    import torch
-
     from clipkit.pairs import NOT_PROMISED, PipeSet
     from clipkit.pairs.stream import check_batch_size
     from clipkit.results import show_results
     from clipkit.training.checkpoint import read_state
     from clipkit.training.console import Console
-    from clipkit.training.data import make_readers
+    from clipkit.training.data import check_samples, make_readers
     from clipkit.training.loop import Trainer
     from clipkit.training.mining import make_miner
     from clipkit.training.plan import show_plan
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
     from clipkit.training.quarantine import log_bad, report_left_out
     from clipkit.training.run import claim, start_run
+    from clipkit.training.step import bounded_scale, settle_objective
     from clipkit.training.strategy import make_accelerator
 
     check_settings(config)
@@ -91,12 +90,14 @@ def run(recipe: Recipe, config: Config) -> Path:
         pairs = recipe.pairs(config)
         model = recipe.encoders(config).to(accelerator.device)
         check_batch_size(pairs.train, config.optim.batch_size, accelerator.num_processes)
+        check_samples(model, pairs.train, config)
     if isinstance(pairs.train, PipeSet):
         console.say(f"{pairs.train.name}: {NOT_PROMISED}")
-    compare, objective = recipe.compare(config), recipe.objective(config)
+    if checkpoint is None and (message := bounded_scale(model, config.optim.scale_max)):
+        console.say(message)
+    compare = recipe.compare(config)
+    objective = settle_objective(recipe.objective(config), pairs.train, accelerator.device)
     miner = make_miner(config, model, pairs.train)
-    if isinstance(objective, torch.nn.Module):
-        objective.to(accelerator.device)
     if config.run.dry_run:
         world = accelerator.num_processes
         show_plan(config, model, pairs.train, pairs.held_out, compare, objective, arithmetic, world, console)

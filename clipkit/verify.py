@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     from clipkit.settings import check_settings
     from clipkit.training.data import training_reader
     from clipkit.training.precision import apply_arithmetic, choose_arithmetic
+    from clipkit.training.step import settle_objective
     from clipkit.training.strategy import make_accelerator
     from clipkit.training.verify import advice, check_gradients
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
         mine,
         everyone,
         recipe.compare(config),
-        recipe.objective(config),
+        settle_objective(recipe.objective(config), pairs.train, accelerator.device),
         accelerator,
         config.optim,
         arithmetic.autocast,

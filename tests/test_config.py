@@ -29,6 +29,7 @@ def test_yaml_round_trip_of_defaults_and_of_every_kind_of_value(tmp_path: Path) 
     changed = Config().replace(
         recipe="siglip", train_data="bilder/größe {000..003}.tar", crop_scale=(0.5, 1.0), lr=1e-7, max_steps=3,
         micro_batch_size=None, lock_text=True, captions="all", precision="bf16", output="no", resume="auto", epochs=2,
+        objective="hard",
     )  # fmt: skip
     for n, config in enumerate((Config(), changed)):
         save_config(config, tmp_path / f"{n}.yaml")
@@ -89,6 +90,7 @@ def test_a_mixture_in_a_run_file(tmp_path: Path) -> None:
         ("lr: fast", ["lr", "fast", "float"]),
         ("lr: true", ["lr"]),
         ("keep_best: 1", ["keep_best", "bool"]),
+        ("objective: sigmod", ["objective", "sigmod", "sigmoid", "infonce"]),
         ("precision: fp16", ["precision", "fp16", "bf16", "float32"]),
         ("captions: two", ["captions", "one", "all"]),
         ("crop_scale: 0.5", ["crop_scale"]),
@@ -140,6 +142,15 @@ def test_a_saved_config_gives_the_same_run(tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.yaml")
     recipe, again = parse_training(["--config", str(tmp_path / "config.yaml")])
     assert again == config and recipe.name == "siglip"
+
+
+def test_siglip_and_an_objective() -> None:
+    def loss(*arguments: str) -> str:
+        return parse_training(["--train-data", "a.csv", *arguments])[1].optim.loss
+
+    assert loss() == "infonce" and loss("--siglip") == loss("--objective", "sigmoid") == "sigmoid"
+    assert loss("--recipe", "siglip", "--no-siglip", "--objective", "hard") == "hard"
+    assert loss("--recipe", "byol") == "cosine" and loss("--recipe", "byol", "--objective", "infonce") == "infonce"
 
 
 def test_known_flags_have_no_prefix() -> None:

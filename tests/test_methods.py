@@ -121,6 +121,10 @@ def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_pa
     run = clipkit.train(recipe, **settings, output=str(tmp_path / "run"))
     losses = [r["loss"] for r in records(run, "train")]
     assert len(losses) == 4 and len(set(losses)) == 4 and np.isfinite(losses).all()
+    guarded = recipe in ("clip", "slip", "margin", "triplet", "simcse") and "labels" not in name
+    assert all(("cleared" in r) == guarded for r in records(run, "train")), "the guard's cells, not the method's"
+    constant = {"simclr": 10, "moco": 5, "byol": 10, "supcon": 10, "simcse": 20}.get(recipe)
+    assert constant is None or records(run, "train")[-1]["scale"] == pytest.approx(constant)
 
     # A copy of the run as it was when it was killed after its second step ends with the same bits.
     again = tmp_path / "again"
@@ -173,6 +177,30 @@ def test_two_tower_learns_tastes_and_beats_popularity(
         clipkit.load(run, device="cpu").encode_image([draw("red", "plain", 1)])
 
 
+def test_a_picture_tables_negatives_are_found_by_the_names_of_sentences(tmp_path: Path) -> None:
+    from clipkit.training.data import training_reader
+
+    rows = [(f"{c}.png", f"a {c} square", f"a {c} circle") for c in list(COLOURS)[:3]]
+    for name, _, _ in rows:
+        draw(name.partition(".")[0], "square").save(tmp_path / name)
+    with (tmp_path / "c.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filepath", "caption", "Hard_Negative"), *rows])
+    recipe = find_recipe("clip")
+    config = recipe.defaults.replace(
+        model=str(make_config(tmp_path / "tiny.json")), train_data=str(tmp_path / "c.csv"), negatives="column"
+    )
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(3)])
+    assert batch.text_ids.tolist() == [0, -1, 1, -2, 2, -3]
+
+
+def test_the_temperature_of_two_tower_starts_where_it_is_told(basics: dict[str, Any], tmp_path: Path) -> None:
+    for scale_init, wanted in ((None, 1 / 0.07), (33.0, 33.0)):
+        recipe = find_recipe("two_tower")
+        model = recipe.encoders(recipe.defaults.replace(**basics["two_tower"], scale_init=scale_init))
+        assert model.log_scale.exp().item() == pytest.approx(wanted)
+
+
 def test_swapped_negatives_are_keys_that_belong_to_nobody(basics: dict[str, Any], tmp_path: Path) -> None:
     from clipkit.training.data import training_reader
 
@@ -201,10 +229,12 @@ def test_the_guard_clears_captions_that_say_the_same_and_those_of_copies(tmp_pat
                 "batch_size": 12, "max_steps": 2, "log_every": 1, "augment": "none"}  # fmt: skip
     on = clipkit.train("clip", **settings, output=str(tmp_path / "on"))
     off = clipkit.train("clip", **settings, guard=False, output=str(tmp_path / "off"))
+    both = clipkit.train("triplet", **settings, output=str(tmp_path / "both"))
     # four captions of "a red square", four of "two birds", two of either other: cells of unequal ids among each;
     # and the first two pictures are the last two again, with other captions
     assert [r["cleared"] for r in records(on, "train")] == [2 * 12 + 2 * 2 + 2 * 2] * 2
     assert all("cleared" not in r for r in records(off, "train"))
+    assert [r["cleared"] for r in records(both, "train")] == [28 + 4] * 2, "a pair counts once, whichever of it asks"
     assert records(on, "train")[0]["loss"] < records(off, "train")[0]["loss"]
 
 
@@ -274,6 +304,33 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("simclr", {"negatives": "swap"}, "--negatives swap finds texts"),
         ("moco", {"queue": 0}, "--queue is 0, so a view has no negatives"),
         ("moco", {"objective": "triplet"}, "which --objective triplet does not look at"),
+        ("clip", {"scale_init": 33.0, "scale_max": 20.0}, "--scale-init 33 is above --scale-max 20"),
+        ("two_tower", {"scale_init": 101.0}, "--scale-init 101 is above --scale-max 100"),
+        (
+            "clip",
+            {"negatives": "column", "batch_size": 8},
+            "none of its first 40 samples has a negative; give a column",
+        ),
+        ("simcse", {"negatives": "column", "train_data": "SENTENCES"}, "none of its first 2 samples has a negative"),
+        (
+            "clip",
+            {"objective": "global", "train_data": "PIPE"},
+            r"pipe:cat .*\.tar: --objective global remembers samples",
+        ),
+        ("byol", {"queue": 4096}, "--queue 4096 holds negatives, which --objective cosine has not: pass --queue 0"),
+        ("simclr", {"predictor": 512}, "--predictor 512 predicts a momentum encoder's views, and there is none"),
+        ("slip", {"predictor": 8}, "--predictor 8 .* there is none"),
+        ("simclr", {"objective": "sigmoid"}, "needs a bias, which --compare views has not: pass --objective infonce$"),
+        ("supcon", {"siglip": True}, "which --compare labels has not: pass --objective infonce --no-siglip"),
+        ("moco", {"objective": "sigmoid"}, "which --compare views has not"),
+        ("byol", {"objective": "sigmoid"}, "which --compare views has not"),
+        ("slip", {"objective": "sigmoid"}, r"which --compare pairs\+views has not"),
+        ("two_tower", {"siglip": True}, "which --compare interactions has not"),
+        ("starter", {"siglip": True}, "needs a bias, which the starter has not"),
+        ("siglip", {"objective": "infonce"}, "--siglip is --objective sigmoid, but --objective is infonce: leave it"),
+        ("siglip", {"objective": "hard"}, "--objective is hard"),
+        ("clip", {"siglip": True, "objective": "global"}, "--objective is global: leave it out or pass --no-siglip"),
+        ("margin", {"siglip": True}, "--objective is margin"),
         ("supcon", {"train_data": "UNLABELLED"}, "none of its first 3 samples has a label"),
     ],
 )
@@ -289,8 +346,14 @@ def test_what_does_not_fit_is_said(
             "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
         )
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
+    if settings.get("train_data") == "PIPE":
+        settings = {**settings, "train_data": f"pipe:cat {tmp_path / 'x.tar'}", "max_steps": 1}
+    if settings.get("train_data") == "SENTENCES":
+        (tmp_path / "pairs.csv").write_text("anchor,positive\na,b\nc,d\n")
+        settings = {**settings, "train_data": str(tmp_path / "pairs.csv"), "batch_size": 2}
     with pytest.raises(ClipkitError, match=words):
         clipkit.train(recipe, **{"train_data": str(data), "output": str(tmp_path / "run"), **tiny, **settings})
+    assert not (tmp_path / "run").exists(), "nothing half-made remains"
 
 
 def test_sentences_alone_need_a_tower_with_dropout(tmp_path: Path) -> None:
@@ -317,6 +380,21 @@ def test_the_triplet_recipe_is_vse_plus_plus(basics: dict[str, Any]) -> None:
     others = d + torch.full((9,), torch.inf, dtype=d.dtype).diag()
     wanted = sum((own - others.amin(dim) + 0.3).clamp(min=0).mean() for dim in (0, 1))
     assert loss.item() == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_triplets_of_slip_are_of_both_ways_and_of_views(basics: dict[str, Any]) -> None:
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe("slip")
+    config = recipe.defaults.replace(**basics["slip"], objective="triplet")
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    batch = training_reader(model, pairs.train, config)([(0, i) for i in range(5)])
+    e = model(batch.images, batch.texts)
+    tables = recipe.compare(config)(e, batch, "gather")
+    assert [(len(t.queries), t.itself) for t in tables] == [(5, False), (5, False), (10, True)]
+    first, second, _ = tables
+    assert first.queries is e.images and first.keys is e.texts
+    assert second.queries is e.texts and second.keys is e.images
 
 
 @pytest.mark.slow

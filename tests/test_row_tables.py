@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from clipkit.config import Config
+from clipkit.encoders import Embeddings
 from clipkit.errors import ClipkitError
-from clipkit.pairs.interactions import Corrected, ReadItems, read_user
+from clipkit.objectives import pairs_table
+from clipkit.pairs.interactions import CHOSEN, Corrected, ReadItems, read_user
 from clipkit.pairs.stream import PairReader
 from clipkit.row_tables import open_interactions, open_sentences
 
@@ -166,9 +168,6 @@ def test_a_batch_is_corrected_for_popularity_and_accidental_hits(log: Path) -> N
     expected = [-np.log({"a": 0.25, "b": 0.25, "c": 0.5}[item]) for _, item in names]
     torch.testing.assert_close(batch.text_shift, torch.tensor(expected).float())
 
-    from clipkit.encoders import Embeddings
-    from clipkit.objectives import pairs_table
-
     unit = torch.nn.functional.normalize(torch.randn(4, 4), dim=1)
     (table,) = pairs_table(Embeddings(unit, unit, torch.zeros(1), None), batch)
     for i, (user, item) in enumerate(names):
@@ -176,6 +175,24 @@ def test_a_batch_is_corrected_for_popularity_and_accidental_hits(log: Path) -> N
             assert bool(table.positives()[i, j]) == (i == j)
             chosen = thing in {its for name, its in names if name == user}
             assert bool(table.counts()[i, j]) == (i == j or not chosen), (user, item, other, thing)
+
+
+def test_an_own_item_is_no_negative_however_many_the_user_has(tmp_path: Path) -> None:
+    """Of ann's items the rare one is not among the most popular that are kept for her."""
+    popular = [f"i{i}" for i in range(CHOSEN + 6)]
+    rows = [(user, item) for item in popular for user in ("ann", "ben", "cem")]
+    rows = [("ann", "rare"), ("dan", "rare"), *rows, *[("dan", item) for item in popular[:2]]]
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n" + "".join(f"{user},{item}\n" for user, item in rows), encoding="utf-8")
+    train = open_interactions(Config().replace(train_data=str(path)).data)["train"]
+    ann, rare = train.users.names.index("ann"), train.items.names.index("rare")
+    assert len(train.seen[ann]) > CHOSEN and rare in train.seen[ann]
+    samples = np.flatnonzero(train.item_N == rare)
+    assert [train.users.names[u] for u in train.user_N[samples]] == ["ann", "dan"]
+    batch = PairReader(train, read_user, ReadItems(train), 0, finish=Corrected(train))([(0, int(i)) for i in samples])
+    unit = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    (table,) = pairs_table(Embeddings(unit, unit, torch.zeros(1), None), batch)
+    assert table.counts().tolist() == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -113,6 +114,46 @@ def test_a_recipe_of_ones_own(settings: dict[str, Any], tmp_path: Path) -> None:
     one = clipkit.train(clip, **settings, max_steps=1, output=str(tmp_path / "one"))
     two = clipkit.train(mine, **settings, max_steps=1, output=str(tmp_path / "two"))
     assert calls and losses(two)[0] == pytest.approx(2 * losses(one)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mine", "clip"])
+def test_a_recipe_of_ones_own_remembers_its_own_samples(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Under any name, with whatever data it opens: here twice those of --train-data."""
+    from safetensors.torch import load_file
+
+    clip = find_recipe("clip")
+
+    def pairs(config: Config) -> Any:
+        data = config.data.train_data
+        return clip.pairs(config.replace(train_data=f"{data}::{data}"))
+
+    mine = Recipe(name, "on more data", clip.defaults.replace(recipe=name, objective="global"), pairs)
+    run = clipkit.train(mine, **{**settings, "batch_size": 24}, max_steps=2, output=str(tmp_path / "run"))
+    memory = load_file(run / "checkpoints" / "step-2" / "memory.safetensors")
+    assert {key: len(rows) for key, rows in memory.items()} == {
+        "objective.log_u_rows": 48, "objective.log_u_columns": 48
+    }  # fmt: skip
+    assert sum(int(torch.isfinite(rows).sum()) for rows in memory.values()) > 24
+
+
+def test_a_temperature_above_its_limit_is_told(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Public SigLIP weights start at 117; open_clip's training cuts that to 100 as well."""
+    clip = find_recipe("clip")
+
+    def encoders(config: Config) -> Any:
+        model = clip.encoders(config)
+        torch.nn.init.constant_(model.log_scale, math.log(117.33))
+        return model
+
+    mine = Recipe("mine", "weights of a high scale", clip.defaults, clip.pairs, encoders)
+    run = clipkit.train(mine, **settings, max_steps=1, output=str(tmp_path / "cut"))
+    assert "starts at 117.3 and is cut to --scale-max 100 in the first step" in capsys.readouterr().out
+    assert clipkit.load(run, device="cpu").model.log_scale.exp().item() == pytest.approx(100, rel=1e-5)
+    run = clipkit.train(mine, **settings, max_steps=1, scale_max=118, output=str(tmp_path / "kept"))
+    assert "is cut to" not in capsys.readouterr().out
+    assert clipkit.load(run, device="cpu").model.log_scale.exp().item() > 116
 
 
 def test_outside_the_main_thread(settings: dict[str, Any], tmp_path: Path) -> None:

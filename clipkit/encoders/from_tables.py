@@ -66,15 +66,17 @@ class Vocabulary:
             ) from None
 
 
-def from_tables(sizes: dict[str, list[int]], embed_dim: int, vocabulary: Vocabulary) -> DualEncoder:
+def from_tables(
+    sizes: dict[str, list[int]], embed_dim: int, vocabulary: Vocabulary, scale_init: float = 1 / 0.07
+) -> DualEncoder:
     """A two-tower model: users in the place of pictures, items in that of texts.
 
     Args:
         sizes: codes of each column of ``users`` and of ``items``.
         embed_dim: dimensions of the shared space.
         vocabulary: what the codes stand for.
+        scale_init: start of the inverse temperature.
     """
     users, items = (Tower(TableTrunk(sizes[name], embed_dim)) for name in ("users", "items"))
     description = {"kind": "tables", "sizes": sizes, "embed_dim": embed_dim}
-    scale = math.log(1 / 0.07)
-    return DualEncoder(users, items, PictureSpec(), None, scale, None, description, (vocabulary,))
+    return DualEncoder(users, items, PictureSpec(), None, math.log(scale_init), None, description, (vocabulary,))

@@ -26,6 +26,7 @@ from clipkit.pairs import PairBatch, PipeSet, ShardSet, make_order
 from clipkit.pairs.stream import ReadTexts, check_batch_size, step_items
 from clipkit.recipes import Recipe
 from clipkit.training.data import training_reader
+from clipkit.training.step import settle_objective
 
 POSITIVE, NEGATIVE, ITSELF, GUARDED, BATCH, NO_ROLE = "+", "-", ".", "g", "k", "o"
 
@@ -167,7 +168,8 @@ def _tables(
     shards: ShardSet,
     chosen: list[tuple[int, int, str]],
 ) -> tuple[list[Table], float, Callable[..., Any]]:
-    compare, objective = recipe.compare(config), recipe.objective(config)
+    compare = recipe.compare(config)
+    objective = settle_objective(recipe.objective(config), shards, model.device)
     torch.manual_seed(config.run.seed)  # of dropout
     with torch.no_grad():  # the gradient ends at the scores
         embeddings = model(batch.images, batch.texts)

@@ -8,7 +8,6 @@ Wei et al. 2024).
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from clipkit.objectives.comparison import Comparison
 from clipkit.objectives.dense import global_mean, idle
 from clipkit.objectives.exchange import gather_plain
 from clipkit.objectives.log_sums import LogSums
-from clipkit.objectives.tile import Tiling
+from clipkit.objectives.tile import Tiling, wide
 from clipkit.objectives.tiled import log_sums_of, narrow
 
 
@@ -37,7 +36,7 @@ class GlobalContrastive(nn.Module):
     In evaluation mode (``eval()``) they are used and not changed.
 
     Args:
-        n_samples: ids of the comparison are in 0 ... n_samples - 1.
+        n_samples: ids of the comparison are in 0 ... n_samples - 1. None: ``remember`` says it, before the first call.
         gamma: in (0, 1], how much a new batch counts. May be changed at any time; see ``falling_gamma``.
         eps: added to u. The papers' is tiny; a larger one lets go of what is already told apart.
 
@@ -45,38 +44,43 @@ class GlobalContrastive(nn.Module):
         ClipkitError: numbers outside their ranges; when called, ids outside theirs.
     """
 
-    def __init__(self, n_samples: int, gamma: float = 0.8, eps: float = 1e-14) -> None:
+    log_u_rows: Tensor | None
+    log_u_columns: Tensor | None
+
+    def __init__(self, n_samples: int | None = None, gamma: float = 0.8, eps: float = 1e-14) -> None:
         super().__init__()
-        if n_samples < 1:
-            raise ClipkitError(f"n_samples={n_samples}: the number of samples in the data set is needed")
         if not 0 < gamma <= 1:
             raise ClipkitError(f"gamma={gamma}: expected a number above 0 and at most 1")
         if not eps > 0:
             raise ClipkitError(f"eps={eps}: expected a number above 0")
         self.gamma, self.eps = gamma, eps
+        self.register_buffer("log_u_rows", None)
+        self.register_buffer("log_u_columns", None)
+        if n_samples is not None:
+            self.remember(n_samples)
+
+    def remember(self, n_samples: int, device: torch.device | str = "cpu") -> None:
+        """Start the estimates of ``n_samples`` samples, on ``device``."""
+        if n_samples < 1:
+            raise ClipkitError(f"n_samples={n_samples}: the number of samples in the data set is needed")
         # logarithms, as exp((s - s') / temperature) overflows; -inf is a sample that has not been seen
-        self.register_buffer("log_u_rows", torch.full((n_samples,), -torch.inf, dtype=torch.float64))
-        self.register_buffer("log_u_columns", torch.full((n_samples,), -torch.inf, dtype=torch.float64))
+        unseen = torch.full((n_samples,), -torch.inf, dtype=wide(torch.device(device)), device=device)
+        self.log_u_rows, self.log_u_columns = unseen, unseen.clone()
 
     def forward(self, c: Comparison, tiling: Tiling | None = None) -> Tensor:
         """() loss of the global batch on every rank, its gradient W times this rank's share, as of ``infonce``."""
-        spread = c.spread
-        self._check(spread.query_ids, "query_ids")
-        self._check(spread.key_ids, "key_ids")
+        spread, log_u_rows, log_u_columns = c.spread, self.log_u_rows, self.log_u_columns
+        if log_u_rows is None or log_u_columns is None:
+            raise ClipkitError("n_samples is not known: give it to GlobalContrastive, or to remember()")
+        _check(spread.query_ids, len(log_u_rows), "query_ids")
+        _check(spread.key_ids, len(log_u_rows), "key_ids")
         own_Q, all_K = (_log_g(sums) for sums in log_sums_of(c, (1.0,), tiling))
         all_Q = gather_plain(own_Q.detach(), spread.query_counts)
-        u_Q = self._updated(cast(Tensor, self.log_u_rows), spread.query_ids, all_Q)[c.query_ids]
-        u_K = self._updated(cast(Tensor, self.log_u_columns), spread.key_ids, all_K.detach())[c.key_ids]
+        u_Q = self._updated(log_u_rows, spread.query_ids, all_Q)[c.query_ids]
+        u_K = self._updated(log_u_columns, spread.key_ids, all_K.detach())[c.key_ids]
         row_loss = self._loss(own_Q, u_Q) / _useful(all_Q).sum().clamp(min=1)
         column_loss = self._loss(all_K[c.own_keys], u_K) / _useful(all_K).sum().clamp(min=1)
         return narrow(global_mean(0.5 * (row_loss + column_loss)) + idle(c), c)
-
-    def _check(self, ids: Tensor, name: str) -> None:
-        n = len(cast(Tensor, self.log_u_rows))
-        low, high = (int(x) for x in ids.aminmax()) if len(ids) else (0, 0)
-        if low < 0 or high >= n:
-            wrong = low if low < 0 else high
-            raise ClipkitError(f"{name} has {wrong}: with n_samples={n} an id is in 0 ... {n - 1}")
 
     @torch.no_grad()
     def _updated(self, log_u: Tensor, ids: Tensor, log_g: Tensor) -> Tensor:
@@ -96,6 +100,13 @@ class GlobalContrastive(nn.Module):
         losses = torch.logaddexp(log_u, torch.full_like(log_u, math.log(self.eps)))
         pull = (log_g.detach() - losses).exp() * log_g
         return (losses + pull - pull.detach()).sum()
+
+
+def _check(ids: Tensor, n_samples: int, name: str) -> None:
+    low, high = (int(x) for x in ids.aminmax()) if len(ids) else (0, 0)
+    if low < 0 or high >= n_samples:
+        wrong = low if low < 0 else high
+        raise ClipkitError(f"{name} has {wrong}: with n_samples={n_samples} an id is in 0 ... {n_samples - 1}")
 
 
 def _log_g(sums: LogSums) -> Tensor:

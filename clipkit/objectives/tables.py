@@ -115,6 +115,11 @@ def pairs_and_views_table(e: Embeddings, batch: PairBatch, exchange: Exchange = 
     return [*pairs_table(e, batch, exchange), *views_table(e, batch, exchange)]
 
 
+def pairs_both_ways_and_views_table(e: Embeddings, batch: PairBatch, exchange: Exchange = "gather") -> list[Comparison]:
+    """SLIP's for a loss that looks at rows only."""
+    return [*pairs_both_ways_table(e, batch, exchange), *views_table(e, batch, exchange)]
+
+
 def _with_themselves(e: Embeddings, ids: Tensor, exchange: Exchange) -> Comparison:
     rows = _views(e).flatten(0, 1)
     ids = ids.repeat(len(_views(e)))

@@ -39,6 +39,8 @@ class PairBatch:
         image_groups, text_groups: int64 (b, G) and (t, G), if there is a false-negative guard: samples that share a
             group are no negatives of each other; see ``clipkit.pairs.guard``.
         text_shift: float (t,) added to the scores of each text (the logQ correction), or None.
+        text_places: int64 (t,) place of each caption among its sample's, -1 for a hard negative that was made for it,
+            or None.
         mined: how many of the texts, the last ones, are hard negatives that are other samples' texts, with their ids.
     """
 
@@ -53,6 +55,7 @@ class PairBatch:
     image_groups: Tensor | None = None
     text_groups: Tensor | None = None
     text_shift: Tensor | None = None
+    text_places: Tensor | None = None
     mined: int = 0
 
     def own_texts(self) -> Tensor:

@@ -19,7 +19,7 @@ from clipkit.pairs.batch import PairBatch
 from clipkit.pairs.rows import RowSet
 from clipkit.pairs.shards import ShardSet
 
-CHOSEN = 64  # items of a user that are kept from being its negatives
+CHOSEN = 64  # items of a user, besides the one of the row, that are kept from being its negatives
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ class Corrected:
 
     A popular item is often a key, and would be pushed away as often: minus the logarithm of its share is added to its
     scores (logQ; Bengio & Senécal 2008, Yi et al. 2019). An item that the query's user has chosen too is no negative,
-    whoever's interaction brought it into the batch: it is grouped with the user. Of a user with more than ``CHOSEN``
-    items these are the most popular, which are the likeliest to come.
+    whoever's interaction brought it into the batch: it is grouped with the user. That holds for the row's own item
+    always, and of a user with more than ``CHOSEN`` items for the most popular, which are the likeliest to come.
     """
 
     shards: InteractionSet
 
     def __call__(self, batch: PairBatch) -> PairBatch:
         user_B, item_B = (rows[batch.image_ids.numpy()] for rows in (self.shards.user_N, self.shards.item_N))
-        chosen_BS = self._chosen[user_B]
+        chosen_BS = np.concatenate([self._chosen[user_B], item_B[:, None]], axis=1)
         return replace(
             batch,
             image_groups=torch.from_numpy(chosen_BS),

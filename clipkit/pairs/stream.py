@@ -27,7 +27,7 @@ from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.shards import ShardSet
 from clipkit.pairs.workers import Ahead, raised, read_in_workers, start_quietly
 
-CAPTION, VIEW, SUBSTITUTE, MINED = 1, 2, 3, 5  # purposes of a sample's seeds; 4 is the dropout of a step
+CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds; 4 is the dropout of a step
 _TRIES = 20  # substitutes tried for a bad sample before the run stops
 
 
@@ -131,27 +131,27 @@ class PairReader:
             labels,
             torch.tensor(image_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
             torch.tensor(text_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
+            text_places=torch.tensor([place for _, place, _ in chosen], dtype=torch.int64),
         )
         return batch if self.finish is None else self.finish(batch)
 
-    def with_texts_of(self, batch: PairBatch, wanted: Sequence[tuple[int, int, int]]) -> PairBatch:
-        """``batch`` with a text more for each of ``wanted``, (epoch, sample of the batch, sample whose text it gets).
+    def with_texts_of(self, batch: PairBatch, wanted: Sequence[tuple[int, int]]) -> PairBatch:
+        """``batch`` with a text more for each of ``wanted``, (sample, place of the caption among its captions).
 
         Texts have the ids of the samples that they are taken from, so that they are right for those. What cannot be
         read is left out.
         """
         chosen: list[tuple[int, int, str]] = []
-        for epoch, own, other in wanted:
-            captions = self.shards.read_captions(other)
-            if captions:
-                place = sample_seed(self.seed, epoch, own, MINED) % len(captions)
-                chosen.append((other, place, captions[place]))
+        for sample, place in wanted:
+            chosen += [(sample, place, caption) for caption in self.shards.read_captions(sample)[place : place + 1]]
         if not chosen or batch.texts is None or self.texts is None:
             return batch
-        ids = torch.tensor([other for other, _, _ in chosen], dtype=torch.int64)
-        more = {"text_ids": ids}
+        samples, places = (torch.tensor([c[i] for c in chosen], dtype=torch.int64) for i in (0, 1))
+        more = {"text_ids": samples}
+        if batch.text_places is not None:
+            more["text_places"] = places
         if batch.text_groups is not None:
-            more["text_groups"] = torch.tensor([caption_groups(self.shards, other, c) for other, _, c in chosen])
+            more["text_groups"] = torch.tensor([caption_groups(self.shards, sample, c) for sample, _, c in chosen])
         joined: dict[str, Any] = {"texts": _stacked(batch.texts, self.texts(chosen), self.padding)}
         for name, rows in more.items():
             before: Tensor = getattr(batch, name)

@@ -85,7 +85,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        frozen_names = {name for name, p in model.named_parameters() if not p.requires_grad} | _locked_buffers(model)
+        frozen_names = _frozen_names(model)
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         save_file({k: v for k, v in tensors.items() if k not in frozen_names}, temporary / WEIGHTS)
         if frozen_names:
@@ -249,9 +249,14 @@ def _rename_into_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _locked_buffers(model: DualEncoder) -> set[str]:
-    state = model.state_dict()
-    return {k for name, tower in model.towers.items() if tower.locked for k in state if k.startswith(f"{name}.trunk.")}
+def _frozen_names(model: DualEncoder) -> set[str]:
+    """Weights that a run never changes: locked trunks with their buffers, and what else has no gradient. A momentum
+    encoder has none either, but follows."""
+    momentum = None if model.two_views is None else model.two_views.momentum
+    follows = {id(p) for p in momentum.parameters()} if momentum is not None else set()
+    constant = {name for name, p in model.named_parameters() if not p.requires_grad and id(p) not in follows}
+    locked = tuple(f"{name}.trunk." for name, tower in model.towers.items() if tower.locked)
+    return constant | {name for name in model.state_dict() if name.startswith(locked)}
 
 
 def _link_frozen(run: Path, tensors: dict[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ from clipkit.pairs import (
     shrink,
 )
 from clipkit.pairs.interactions import Corrected, InteractionSet, ReadItems, read_user
-from clipkit.pairs.negatives import swapped, written
+from clipkit.pairs.negatives import FIELDS, negative_field, swapped, written
 from clipkit.pairs.stream import Negatives
 from clipkit.pairs.views import draw_views
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
@@ -32,7 +32,7 @@ from clipkit.training.locked import EitherView, Progress, all_captions, lock_ima
 View = Callable[[Tensor, int], Tensor]
 """(decoded picture uint8 (3, H, W), seed) -> one view, uint8 (3, size, size)."""
 
-_LOOKED_AT = 1000  # samples among which a paraphrase, or a label, is sought
+_LOOKED_AT = 1000  # samples among which a paraphrase, a label or a negative is sought
 _NEGATIVES: dict[str, Negatives | None] = {"none": None, "column": written, "swap": swapped, "mined": None}
 
 
@@ -89,13 +89,9 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
     if isinstance(shards, InteractionSet):
         items, corrected = ReadItems(shards), Corrected(shards)
         return PairReader(shards, read_user, items, config.run.seed, finish=corrected)
+    check_samples(model, shards, config)
     with_pictures = data.compare != "sentences"
     with_texts = data.compare not in ("views", "labels")
-    model.tower("image" if with_pictures else "text")
-    if not with_pictures:
-        _check_versions(model, shards)
-    if data.compare == "labels" and not isinstance(shards, PipeSet):
-        _check_labels(shards)
     return PairReader(
         shards,
         _training_view(model, config) if with_pictures else None,
@@ -110,6 +106,26 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
     )
 
 
+def check_samples(model: DualEncoder, shards: ShardSet, config: Config) -> None:
+    """Refuse samples without what is compared, as far as the first ones show; a pipe's are not known beforehand.
+
+    Raises:
+        ClipkitError: they lack it, or the model has no tower for it.
+    """
+    if isinstance(shards, InteractionSet):
+        return
+    compared = config.data.compare
+    model.tower("text" if compared == "sentences" else "image")
+    if isinstance(shards, PipeSet):
+        return
+    if compared == "sentences":
+        _check_versions(model, shards)
+    if compared == "labels":
+        _check_labels(shards)
+    if config.data.negatives == "column":
+        _check_negatives(shards)
+
+
 def _check_labels(shards: ShardSet) -> None:
     """Refuse pictures of which none has a label: each would be compared with itself alone."""
     looked_at = range(min(_LOOKED_AT, len(shards)))
@@ -117,6 +133,16 @@ def _check_labels(shards: ShardSet) -> None:
         raise ClipkitError(
             f"{shards.name}: none of its first {len(looked_at):,} samples has a label; give class folders or a column "
             f"called label, or take --recipe simclr"
+        )
+
+
+def _check_negatives(shards: ShardSet) -> None:
+    """Refuse --negatives column for samples of which none has any."""
+    looked_at = range(min(_LOOKED_AT, len(shards)))
+    if all(negative_field(shards.read_record(i)[0])[1] is None for i in looked_at):
+        raise ClipkitError(
+            f"{shards.name}: none of its first {len(looked_at):,} samples has a negative; give a column or field "
+            f"called {', '.join(FIELDS[:-1])} or {FIELDS[-1]}, or pass --negatives swap or mined"
         )
 
 

@@ -114,8 +114,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def prune(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete what is older than the last ``keep_last`` whole checkpoints, except the best one, and what a killed
-    writer left: half-written files, and an old checkpoint whose place the new one has taken."""
+    """Delete what is older than the last ``keep_last`` whole checkpoints, except the best one, locked weights that no
+    checkpoint has any more, and what a killed writer left: half-written files, and an old checkpoint whose place the
+    new one has taken."""
     left = max(1, keep_last)
     for kept in reversed(survey(run)):
         if left == 0 and kept.step != best_step:
@@ -133,6 +134,9 @@ def prune(run: Path, keep_last: int, best_step: int | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    for path in (run / FOLDER).glob("frozen-*.safetensors"):
+        if path.stat().st_nlink == 1:  # checkpoints have links to it, or copies of their own
+            path.unlink()
 
 
 def _all_damaged(run: Path, newest: Path, wrong: str) -> ClipkitError:

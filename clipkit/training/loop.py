@@ -262,6 +262,7 @@ class Trainer:
         if isinstance(self.objective, GlobalContrastive) and config.optim.gamma_falling:
             epochs = config.optim.batch_size / len(self.readers.train.shards)  # of a step
             self.objective.gamma = falling_gamma(config.optim.gamma, step * epochs, job.steps * epochs / 2)
+        counted = self.readers.train.guard and config.optim.batch_size**2 <= _COUNTED
         result = train_step(
             job.wrapped,
             batch,
@@ -272,7 +273,7 @@ class Trainer:
             config.optim,
             self.arithmetic.autocast,
             (step + 1) / job.steps,
-            count_cleared=self._logs(job, step + 1) and config.optim.batch_size**2 <= _COUNTED,
+            count_cleared=counted and self._logs(job, step + 1),
         )
         if self.miner is not None:
             self.miner.learn_from(result.embeddings, batch)
@@ -296,7 +297,7 @@ class Trainer:
         self._seconds += seconds
         timing = {"samples_per_second": round(steps * size / seconds, 1), "seconds": round(self._seconds, 3)}
         epoch = step * size / len(self.readers.train.shards)
-        return train_record(self._trained, result, step, epoch, self._rate(job, step - 1)) | timing
+        return train_record(result, step, epoch, self._rate(job, step - 1)) | timing
 
     def _restore(self) -> int:
         if self.resume is None:

@@ -1,10 +1,13 @@
 """Hard negatives mined from what the model itself finds alike.
 
 The embeddings of past steps are kept, up to a whole epoch of them. When a sample has been trained on, the texts of
-others that lie nearest to it are looked up, and one of them comes with it the next time, as a key more.
+others that lie nearest to it are looked up, and one of them, that very caption, comes with it the next time, as a key
+more.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,23 +53,23 @@ class Miner(nn.Module):
         self.margin = margin
         self.pool_PD: Tensor
         self.label_P3: Tensor
+        self.place_P: Tensor
         self.mined_N: Tensor
+        self.mined_place_N: Tensor
         self.filled: Tensor
         self.register_buffer("pool_PD", torch.zeros(pool, embed_dim, dtype=dtype))
         # sample, group of the caption, group of the picture; see clipkit.pairs.guard
         self.register_buffer("label_P3", torch.full((pool, 3), _NOBODY))
+        self.register_buffer("place_P", torch.zeros(pool, dtype=torch.int64))  # of the caption among its sample's
         self.register_buffer("mined_N", torch.full((n_samples,), _NOBODY))
+        self.register_buffer("mined_place_N", torch.zeros(n_samples, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros(1, dtype=torch.int64))  # texts that have come, in all
 
     def add_to(self, batch: PairBatch, reader: PairReader) -> PairBatch:
         """``batch`` with the texts that were mined for its samples; as it is where there are none."""
-        mined = self.mined_N[batch.image_ids.to(self.mined_N.device)].tolist()
-        wanted = [
-            (epoch, own, other)
-            for (epoch, _), own, other in zip(batch.items, batch.image_ids.tolist(), mined, strict=True)
-            if other != _NOBODY
-        ]
-        return reader.with_texts_of(batch, wanted)
+        ids = batch.image_ids.to(self.mined_N.device)
+        mined = zip(self.mined_N[ids].tolist(), self.mined_place_N[ids].tolist(), strict=True)
+        return reader.with_texts_of(batch, [(other, place) for other, place in mined if other != _NOBODY])
 
     @torch.no_grad()
     def learn_from(self, embeddings: Embeddings, batch: PairBatch) -> None:
@@ -76,31 +79,33 @@ class Miner(nn.Module):
             raise ClipkitError("negatives are mined among texts, and the batch has none")
         own = batch.own_texts()
         text_tD, text_ids = texts.detach()[own], batch.text_ids[own]
+        places = torch.zeros_like(text_ids) if batch.text_places is None else batch.text_places[own]
         groups = None if batch.text_groups is None else batch.text_groups[own][:, [0, -1]]
         if embeddings.images is None:  # sentences: the first version asks, the second one is kept
-            query_bD, text_tD, text_ids = text_tD[0::2], text_tD[1::2], text_ids[1::2]
+            query_bD, text_tD, text_ids, places = text_tD[0::2], text_tD[1::2], text_ids[1::2], places[1::2]
             groups = None if groups is None else groups[1::2]
         else:
             query_bD = embeddings.images.detach()
         if groups is None:
             groups = torch.full((len(text_ids), 2), NO_GROUP, device=text_ids.device)
         counts = row_counts(len(text_tD), text_tD.device)
-        self._keep(gather_plain(text_tD, counts), gather_plain(torch.cat([text_ids[:, None], groups], 1), counts))
-        found = self._nearest(query_bD.to(self.pool_PD.dtype), text_tD.to(self.pool_PD.dtype), text_ids, batch)
-        pairs = torch.stack([batch.image_ids, found], 1)
-        for_whom, what = gather_plain(pairs, row_counts(len(pairs), pairs.device)).unbind(1)
-        self.mined_N[for_whom] = what
+        label_t4 = torch.cat([text_ids[:, None], groups, places[:, None]], 1)
+        self._keep(gather_plain(text_tD, counts), gather_plain(label_t4, counts))
+        found_b2 = self._nearest(query_bD.to(self.pool_PD.dtype), text_tD.to(self.pool_PD.dtype), text_ids, batch)
+        found_b3 = torch.cat([batch.image_ids[:, None], found_b2], 1)
+        for_whom, what, place = gather_plain(found_b3, row_counts(len(found_b3), found_b3.device)).unbind(1)
+        self.mined_N[for_whom], self.mined_place_N[for_whom] = what, place
 
-    def _keep(self, text_TD: Tensor, label_T3: Tensor) -> None:
+    def _keep(self, text_TD: Tensor, label_T4: Tensor) -> None:
         size = len(self.pool_PD)
-        text_TD, label_T3 = text_TD[-size:], label_T3[-size:]
-        places = (self.filled + torch.arange(len(text_TD), device=self.filled.device)) % size
-        self.pool_PD[places] = text_TD.to(self.pool_PD.dtype)
-        self.label_P3[places] = label_T3
+        text_TD, label_T4 = text_TD[-size:], label_T4[-size:]
+        at = (self.filled + torch.arange(len(text_TD), device=self.filled.device)) % size
+        self.pool_PD[at] = text_TD.to(self.pool_PD.dtype)
+        self.label_P3[at], self.place_P[at] = label_T4[:, :3], label_T4[:, 3]
         self.filled += len(text_TD)
 
     def _nearest(self, query_bD: Tensor, text_tD: Tensor, text_ids: Tensor, batch: PairBatch) -> Tensor:
-        """(b,) sample whose text is the hard negative of each query, or ``_NOBODY``."""
+        """(b, 2) sample whose text is the hard negative of each query, or ``_NOBODY``; and the caption's place."""
         ids = batch.image_ids
         limit_b = _farthest_own(query_bD, text_tD, ids, text_ids) - self.margin
         there = min(int(self.filled), len(self.pool_PD))
@@ -109,15 +114,22 @@ class Miner(nn.Module):
         for rows in torch.arange(len(query_bD), device=query_bD.device).split(max(1, _CELLS // there)):
             scores = query_bD[rows] @ pool.T
             unfit = (labels[None, :, 0] == ids[rows, None]) | (scores > limit_b[rows, None])
-            best, places = scores.masked_fill_(unfit, -torch.inf).topk(min(_LOOKED_AT, there), 1)
-            label_bk3 = labels[places]
+            best, at = scores.masked_fill_(unfit, -torch.inf).topk(min(_LOOKED_AT, there), 1)
+            label_bk3 = labels[at]
             fit = best > -torch.inf
             if batch.image_groups is not None:
                 fit &= ~_grouped(batch.image_groups[rows], label_bk3[..., 1:])
             first = fit.to(torch.int8).argmax(1, keepdim=True)
-            chosen = label_bk3[..., 0].gather(1, first)[:, 0]
-            found.append(torch.where(fit.any(1), chosen, _NOBODY))
-        return torch.cat(found) if found else ids.new_zeros(0)
+            chosen = at.gather(1, first)[:, 0]
+            sample = torch.where(fit.any(1), labels[chosen, 0], _NOBODY)
+            found.append(torch.stack([sample, self.place_P[chosen]], 1))
+        return torch.cat(found) if found else ids.new_zeros(0, 2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """A checkpoint of before the places were kept has none: the first captions."""
+        for name in ("place_P", "mined_place_N"):
+            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 def _farthest_own(query_bD: Tensor, text_tD: Tensor, ids: Tensor, text_ids: Tensor) -> Tensor:

@@ -7,32 +7,28 @@ import math
 from pathlib import Path
 from typing import Any
 
-from clipkit.encoders import DualEncoder
 from clipkit.training.step import StepResult
-from clipkit.training.strategy import whole
 
 
-def train_record(model: DualEncoder, result: StepResult, step: int, epoch: float, rate: float) -> dict[str, Any]:
-    """A step's line in ``metrics.jsonl``; all processes of a sharded model take part.
+def train_record(result: StepResult, step: int, epoch: float, rate: float) -> dict[str, Any]:
+    """A step's line in ``metrics.jsonl``.
 
     Args:
-        model: as it is trained.
         epoch: passes over the data so far.
         rate: the step's learning rate.
     """
-    log_scale = float(whole(model.log_scale.detach()))
     record = {
         "kind": "train",
         "step": step,
         "epoch": round(epoch, 4),
         "loss": result.loss,
-        "log_scale": log_scale,
-        "scale": math.exp(log_scale),
+        "log_scale": result.log_scale,
+        "scale": math.exp(result.log_scale),
         "lr": rate,
         "grad_norm": result.grad_norm,
     }
-    if model.bias is not None:
-        record["bias"] = float(whole(model.bias.detach()))
+    if result.bias is not None:
+        record["bias"] = result.bias
     if result.cleared is not None:
         record["cleared"] = result.cleared
     return record

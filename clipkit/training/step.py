@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from clipkit.config import OptimConfig
 from clipkit.encoders import DualEncoder, Embeddings
 from clipkit.errors import ClipkitError
-from clipkit.objectives import Compare, Comparison
+from clipkit.objectives import Compare, Comparison, GlobalContrastive
 from clipkit.objectives.comparison import Exchange
 from clipkit.objectives.exchange import gather_plain, row_counts, world_size
-from clipkit.pairs import PairBatch
+from clipkit.pairs import PairBatch, PipeSet, ShardSet
 from clipkit.training.batchnorm import synchronise
 from clipkit.training.strategy import encode, whole
 
@@ -32,12 +32,15 @@ class StepResult:
         loss: of the global batch, before the update.
         grad_norm: of the whole gradient, before clipping.
         embeddings: that it compared, before the update.
+        log_scale, bias: of the first table that it compared; a table may have no bias.
         cleared: cells that the false-negative guard took out, if they were counted.
     """
 
     loss: float
     grad_norm: float
     embeddings: Embeddings
+    log_scale: float
+    bias: float | None = None
     cleared: int | None = None
 
 
@@ -61,7 +64,8 @@ def train_step(
         compare: the tables of a step.
         objective: the loss over a table; those of several are added up.
         progress: share of the run that is done after this step.
-        count_cleared: count the cells that the false-negative guard takes out; all processes have to ask alike.
+        count_cleared: count the cells that groups take out, which are those of the false-negative guard; all processes
+            have to ask alike.
 
     Raises:
         ClipkitError: the loss or the gradient is not finite; the weights are those of before the step.
@@ -69,8 +73,9 @@ def train_step(
     embeddings = encode(model, batch, config.micro_batch_size, autocast)
     tables = compare(embeddings, batch, config.exchange)
     loss = tables_loss(tables, objective)
-    guarded = [table for table in tables if table.query_groups is not None] if count_cleared else []
-    cleared = sum(table.cleared() for table in guarded) if guarded else None
+    # The first table that has groups: another one would be the same, turned.
+    guarded = next((table for table in tables if table.query_groups is not None), None) if count_cleared else None
+    cleared = guarded.cleared() if guarded is not None else None
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     limit = config.grad_clip if config.grad_clip > 0 else math.inf
@@ -86,9 +91,11 @@ def train_step(
     optimizer.step()
     dual: DualEncoder = accelerator.unwrap_model(model)
     with torch.no_grad():
-        dual.log_scale.clamp_(max=math.log(config.scale_max))
+        if dual.log_scale.requires_grad:
+            dual.log_scale.clamp_(max=math.log(config.scale_max))
         dual.after_step(_with_all_targets(embeddings), progress)
-    return StepResult(value, norm, embeddings, cleared)
+    bias = None if tables[0].bias is None else float(tables[0].bias.detach())
+    return StepResult(value, norm, embeddings, float(tables[0].log_scale.detach()), bias, cleared)
 
 
 def step_loss(
@@ -111,6 +118,35 @@ def _with_all_targets(embeddings: Embeddings) -> Embeddings:
     counts = row_counts(embeddings.targets.shape[1], embeddings.targets.device)
     everyone = gather_plain(embeddings.targets.transpose(0, 1).contiguous(), counts)
     return embeddings._replace(targets=everyone.transpose(0, 1))
+
+
+def bounded_scale(model: DualEncoder, limit: float) -> str | None:
+    """A line about a learned temperature whose inverse starts above its limit, as that of public SigLIP weights does:
+    the first step cuts it, as open_clip's training does."""
+    scale = float(model.log_scale.detach().exp())
+    if not model.log_scale.requires_grad or scale <= limit * (1 + 1e-6):
+        return None
+    return (
+        f"the temperature's inverse starts at {scale:.4g} and is cut to --scale-max {limit:g} in the first step; to "
+        f"keep it, pass --scale-max {math.ceil(scale)}"
+    )
+
+
+def settle_objective(objective: Objective, shards: ShardSet, device: torch.device) -> Objective:
+    """``objective`` on ``device``. One that remembers something of each sample learns how many there are.
+
+    Raises:
+        ClipkitError: it remembers samples, and they come from a pipe, which numbers them anew each time.
+    """
+    if isinstance(objective, GlobalContrastive):
+        if isinstance(shards, PipeSet):
+            raise ClipkitError(
+                f"{shards.name}: --objective global remembers samples, and those of a pipe are not known again; make "
+                f"shards of it"
+            )
+        if objective.log_u_rows is None:
+            objective.remember(len(shards), device)
+    return objective.to(device) if isinstance(objective, nn.Module) else objective
 
 
 def settle_batchnorm(

@@ -11,6 +11,7 @@ import torch
 from objectives_loops import ruled, unit
 from torch import Tensor
 
+from clipkit.errors import ClipkitError
 from clipkit.objectives import Comparison, GlobalContrastive, falling_gamma, infonce
 
 KINDS = ("pairs", "captions", "labels", "itself", "captions groups shift queue bias")
@@ -128,6 +129,34 @@ def test_the_estimates_are_in_the_checkpoint_and_at_rest_in_evaluation() -> None
     loss.train()
     assert torch.equal(loss(c), other(c)) and not torch.equal(loss.log_u_rows, before["log_u_rows"])  # type: ignore[arg-type]
     assert torch.isinf(loss.log_u_rows[6:]).all()  # type: ignore[index]
+
+
+def test_the_number_of_samples_may_be_told_later() -> None:
+    c, told, later = ruled("pairs"), GlobalContrastive(6, gamma=0.3), GlobalContrastive(gamma=0.3)
+    with pytest.raises(ClipkitError, match="n_samples is not known"):
+        later(c)
+    later.remember(6)
+    assert torch.equal(told(c), later(c)) and set(later.state_dict()) == {"log_u_rows", "log_u_columns"}
+
+
+def test_estimates_are_as_wide_as_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no float64."""
+    asked = []
+
+    def wide(device: torch.device) -> torch.dtype:
+        asked.append(device)
+        return torch.float32
+
+    true, c = GlobalContrastive(6, gamma=0.3), ruled("pairs")
+    monkeypatch.setattr("clipkit.objectives.global_contrastive.wide", wide)
+    narrow = GlobalContrastive(gamma=0.3)
+    narrow.remember(6, "meta")
+    assert asked == [torch.device("meta")]
+    assert {(x.dtype, x.device.type) for x in narrow.buffers()} == {(torch.float32, "meta")}
+    narrow.remember(6)
+    for _ in range(2):
+        torch.testing.assert_close(narrow(c), true(c), rtol=1e-6, atol=1e-7)
+    assert {x.dtype for x in narrow.buffers()} == {torch.float32}
 
 
 def test_gamma_falls_from_epoch_to_epoch_along_a_half_cosine() -> None:

@@ -40,6 +40,38 @@ def test_rules_make_false_captions(caption: str, expected: str) -> None:
     assert caption not in versions and len(set(versions)) == len(versions)
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected", "never"),
+    [
+        ("a red bird", "an orange bird", "a orange bird"),
+        ("An old man sleeps", "A young man sleeps", "An young man sleeps"),
+        ("an empty bowl", "a full bowl", "an full bowl"),
+        ("a banana is red", "a banana is orange", "an banana is orange"),
+        ("a man in front of a house", "a man behind a house", "a man in behind of a house"),
+        ("a man behind the house", "a man in front of the house", "a man front the house"),
+        ("toys left behind", "toys right behind", "toys left in front of"),
+        ("the front of a house", None, "the behind of a house"),
+        ("three dogs chasing a cat", "two dogs chasing a cat", "three cat chasing a dogs"),
+        ("the dogs chasing the cat", "the dogs chasing the bird", "the cat chasing the dogs"),
+        ("the dog chasing a man", "the dog chasing a woman", "the man chasing a dog"),
+        ("two sheep", "three sheep", "two dog"),
+        ("two dogs chasing two birds", "two birds chasing two dogs", None),
+        ("a dog chasing an owl", "an owl chasing a dog", "a owl chasing an dog"),
+        ("an old dog chasing an owl", "an old owl chasing a dog", "an old owl chasing an dog"),
+        ("a black dog near an orange cat", "an orange dog near a black cat", "a orange dog near an black cat"),
+        (
+            "three black dogs near an orange cat",
+            "three orange dogs near a black cat",
+            "three black cat near an orange dogs",
+        ),
+    ],
+)
+def test_false_captions_stay_grammatical(caption: str, expected: str | None, never: str | None) -> None:
+    versions = false_versions(caption)
+    assert expected is None or expected in versions, versions
+    assert never not in versions
+
+
 @pytest.mark.parametrize("caption", ["a dog and a cat", "a tree", "", "redbrick coloured", "a cat next to a dog"])
 def test_what_would_stay_true_is_not_made(caption: str) -> None:
     swapped_things = [v for v in false_versions(caption) if sorted(v.split()) == sorted(caption.split())]
@@ -63,3 +95,10 @@ def test_written_ones_are_read() -> None:
     assert written(many, 0, ALL, ()) == ["x", "y"]  # type: ignore[arg-type]
     with pytest.raises(ClipkitError, match=r"a.tar/1.jpg: its `negative` is 7"):
         written(One(negative=7), 0, 3, ())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Negative", "hard_negative", "CONTRADICTION"])
+def test_their_field_goes_by_other_names_in_whatever_case(name: str) -> None:
+    assert written(One(**{name: "a blue bird"}), 0, 3, ()) == ["a blue bird"]  # type: ignore[arg-type]
+    with pytest.raises(ClipkitError, match=f"its `{name}` is 7"):
+        written(One(**{name: 7}), 0, 3, ())  # type: ignore[arg-type]

@@ -116,9 +116,10 @@ def mined(rank: int, world: int) -> Tensor:
         images, texts = torch.nn.functional.normalize(sides, dim=-1)
         groups = (ids[:, None] % 5).repeat(1, 6)
         rows = piece(BATCH, rank, world)
-        part = PairBatch(None, None, ids[rows], ids[rows], image_groups=groups[rows], text_groups=groups[rows])
+        of_texts = {"text_groups": groups[rows], "text_places": (ids % 3)[rows]}
+        part = PairBatch(None, None, ids[rows], ids[rows], image_groups=groups[rows], **of_texts)
         miner.learn_from(Embeddings(images[rows], texts[rows], torch.zeros(1), None), part)
-    return torch.cat([miner.mined_N, miner.label_P3.flatten(), miner.filled])
+    return torch.cat([miner.mined_N, miner.mined_place_N, miner.label_P3.flatten(), miner.place_P, miner.filled])
 
 
 def found_by(rank: int, world: int, arguments: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipkit.config import Config
 from clipkit.errors import ClipkitError
-from clipkit.training.checkpoint import damage
+from clipkit.recipes import find_recipe
+from clipkit.training.checkpoint import State, damage, load_weights, save_checkpoint
 from clipkit.training.kept import checkpoint_of, checkpoints, find_checkpoint, newest_whole, prune, survey
 
 
@@ -30,6 +32,11 @@ def make(run: Path, step: int, written: float | None = None, name: str = "", **s
         values["written"] = written
     (folder / "state.json").write_text(json.dumps(values))
     return folder
+
+
+def save(run: Path, model: Any, step: int, config: Config) -> None:
+    state = State(step, "", None, {}, 0.0, written=float(step))
+    save_checkpoint(run, model, {"state": {}, "param_groups": []}, state, config)
 
 
 def spoil(checkpoint: Path, name: str = "model.safetensors") -> None:
@@ -177,3 +184,36 @@ def test_prune_puts_one_that_was_set_aside_back_into_its_place(tmp_path: Path) -
     make(tmp_path, 4, 3.0, name=".replaced-step-4")
     prune(tmp_path, 2, None)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
+
+
+@pytest.mark.parametrize("recipe", ["moco", "byol"])
+def test_a_momentum_encoder_is_not_among_what_stays_the_same(recipe: str, tmp_path: Path) -> None:
+    config = find_recipe(recipe).defaults.replace(
+        image_model="test_resnet", image_pretrained=False, projector_hidden=8, projector_dim=4, momentum=0.5
+    )
+    model = find_recipe(recipe).encoders(config)
+    momentum = [name for name in model.state_dict() if name.startswith("two_views.momentum")]
+    assert momentum
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for name in momentum:
+                model.state_dict()[name].add_(1)
+        save(tmp_path, model, step, config)
+        prune(tmp_path, 2, None)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith("frozen-"))
+    assert kept == ["step-2", "step-3"]
+    assert len(list((tmp_path / "checkpoints").glob("frozen-*"))) <= 1, "what changes is in no file of its own"
+    fresh = find_recipe(recipe).encoders(config.replace(seed=1))
+    load_weights(fresh, tmp_path / "checkpoints" / "step-3")
+    for name, wanted in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], wanted), name
+
+
+def test_prune_removes_locked_weights_that_no_checkpoint_has(tmp_path: Path) -> None:
+    config = Config().replace(image_model="test_resnet", image_pretrained=False, compare="views", lock_image=True)
+    for step in (1, 2):
+        save(tmp_path, find_recipe("simclr").encoders(config.replace(seed=step)), step, config)
+    assert len(list((tmp_path / "checkpoints").glob("frozen-*"))) == 2
+    prune(tmp_path, 1, None)
+    (left,) = (tmp_path / "checkpoints").glob("frozen-*")
+    assert left.samefile(tmp_path / "checkpoints" / "step-2" / "frozen.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,48 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_very_caption_that_was_looked_at_is_delivered(pictures: Path, tmp_path: Path) -> None:
+    """A sample's other captions may be anywhere: the margin is that of the one that was found."""
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe("clip")
+    config = recipe.defaults.replace(
+        train_data=str(pictures), model=str(make_config(tmp_path / "tiny.json")), negatives="mined"
+    )
+    pairs, model = recipe.pairs(config), recipe.encoders(config)
+    reader, read = training_reader(model, pairs.train, config), []
+
+    def texts(chosen: list[tuple[int, int, str]]) -> Tensor:
+        read[:] = [caption for _, _, caption in chosen]
+        assert reader.texts is not None
+        return reader.texts(chosen)
+
+    noting = replace(reader, texts=texts)
+    miner, before = Miner(10, model.embed_dim, -2.0), list[str]()  # the nearest of the others, however near it is
+    for epoch in range(4):
+        step = noting([(epoch, i) for i in range(10)])
+        said = [*read]
+        if epoch:
+            with_mined = miner.add_to(step, noting)
+            assert read == [before[i] for i in with_mined.text_ids[10:].tolist()], "what was said an epoch ago"
+            assert with_mined.mined == 10 and with_mined.text_places is not None and len(with_mined.text_places) == 20
+            again = Miner(10, model.embed_dim, -2.0)
+            again.load_state_dict(miner.state_dict())
+            once_more = again.add_to(step, noting).texts
+            assert once_more is not None and with_mined.texts is not None and torch.equal(once_more, with_mined.texts)
+        miner, before = Miner(10, model.embed_dim, -2.0), said  # which knows this epoch alone
+        with torch.no_grad():
+            miner.learn_from(model(step.images, step.texts), step)
+
+
+def test_a_checkpoint_without_places_is_taken_for_first_captions() -> None:
+    miner, old = Miner(3, 2, 0.0), Miner(3, 2, 0.0).state_dict()
+    old["mined_N"] = torch.tensor([2, 0, 1])
+    del old["place_P"], old["mined_place_N"]
+    torch.nn.ModuleDict({"miner": miner}).load_state_dict({f"miner.{name}": x for name, x in old.items()})
+    assert miner.mined_N.tolist() == [2, 0, 1] and miner.mined_place_N.tolist() == [0, 0, 0]
+
+
 def test_a_batch_gets_the_texts_that_were_mined(pictures: Path, tmp_path: Path) -> None:
     from clipkit.training.data import training_reader
 
@@ -134,16 +177,17 @@ def test_a_batch_gets_the_texts_that_were_mined(pictures: Path, tmp_path: Path) 
     plain = reader([(2, 0), (2, 1), (2, 3)])
     assert miner.add_to(plain, reader) is plain, "before anything was mined"
     miner.mined_N[torch.tensor([0, 3])] = torch.tensor([3, 4])
+    miner.mined_place_N[torch.tensor([0, 3])] = torch.tensor([1, 0])
     with_mined = miner.add_to(plain, reader)
     assert with_mined.mined == 2 and with_mined.text_ids.tolist() == [0, 1, 3, 3, 4]
     assert with_mined.own_texts().tolist() == [True] * 3 + [False] * 2
     assert plain.texts is not None and with_mined.texts is not None and with_mined.text_groups is not None
     assert torch.equal(with_mined.texts[:3, : plain.texts.shape[1]], plain.texts)
     assert not with_mined.texts[:3, plain.texts.shape[1] :].any(), "filled up as the tokenizer fills"
-    for row, sample in ((3, 3), (4, 4)):
-        possible = model.tokenizer([*pairs.train.read_captions(sample)])
-        width = min(possible.shape[1], with_mined.texts.shape[1])
-        assert any(torch.equal(tokens[:width], with_mined.texts[row, :width]) for tokens in possible)
+    for row, sample, place in ((3, 3, 1), (4, 4, 0)):
+        (tokens,) = model.tokenizer([pairs.train.read_captions(sample)[place]])
+        width = min(len(tokens), with_mined.texts.shape[1])
+        assert torch.equal(tokens[:width], with_mined.texts[row, :width])
     # a part of the batch gets the same texts as the whole: nothing depends on the number of processes
     part = miner.add_to(reader([(2, 3)]), reader)
     assert part.texts is not None

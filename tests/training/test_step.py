@@ -15,10 +15,10 @@ from training_helpers import make_config
 from clipkit.config import ModelConfig, OptimConfig
 from clipkit.encoders import DualEncoder, build
 from clipkit.errors import ClipkitError
-from clipkit.objectives import infonce, pairs_table
-from clipkit.pairs import PairBatch
+from clipkit.objectives import GlobalContrastive, infonce, pairs_table
+from clipkit.pairs import PairBatch, PipeSet
 from clipkit.training.optim import make_optimizer
-from clipkit.training.step import settle_batchnorm, train_step
+from clipkit.training.step import settle_batchnorm, settle_objective, train_step
 
 
 @pytest.fixture
@@ -85,6 +85,14 @@ def test_the_temperature_is_bounded(model: DualEncoder) -> None:
         model.log_scale.fill_(math.log(99.9999))
     step(model, OptimConfig(lr=10.0, scale_max=20.0))
     assert float(model.log_scale.detach().exp()) <= 20.0 + 1e-4
+
+
+def test_a_constant_temperature_has_no_bound(model: DualEncoder) -> None:
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(33.0))
+    model.log_scale.requires_grad_(False)
+    step(model, OptimConfig(scale_max=20.0))
+    assert float(model.log_scale.exp()) == pytest.approx(33.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -154,3 +162,11 @@ def test_batchnorm_lives_only_on_the_whole_batch(tmp_path: Path) -> None:
     assert message is not None and "BatchNorm" in message and "--micro-batch-size" in message
     step(settled.train(), OptimConfig(micro_batch_size=5))
     assert torch.equal(running(settled), before), "frozen statistics do not, in training mode either"
+
+
+def test_what_remembers_samples_takes_none_from_a_pipe() -> None:
+    """Whatever comes out of a pipe gets a new number each time."""
+    pipe = PipeSet("pipe:cat x.tar", 64)
+    with pytest.raises(ClipkitError, match=r"pipe:cat x\.tar: --objective global remembers samples.*make shards of it"):
+        settle_objective(GlobalContrastive(), pipe, torch.device("cpu"))
+    assert settle_objective(infonce, pipe, torch.device("cpu")) is infonce
