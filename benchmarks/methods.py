@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/methods.py DATA
 
 DATA holds class folders below ``train`` and ``val``. Every run is a process of its own, of as many steps as fit in
---minutes; finished ones are in methods.json and are not run again. The labels are looked at afterwards only, but by
-supcon. lightly gets clipkit's network and initial weights, batch size, optimizer, schedule and time, and brings its
-loader, its augmentations, its loss and its loop. What was learned is told by a linear probe, nearest neighbours, and
-fine-tuning with 1 % of the labels beside the same network from random weights.
+--minutes; finished ones of these settings are in methods.json and are not run again. The labels are looked at
+afterwards only, but by supcon. lightly gets clipkit's network and initial weights, batch size, optimizer, schedule and
+time, and brings its loader, its augmentations, its loss and its loop. What was learned is told by a linear probe,
+nearest neighbours, and fine-tuning with 1 % of the labels beside the same network from random weights.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> None:
     given = parser.parse_args()
     path = Path(__file__).with_name("methods.json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    same = known.get("minutes") == given.minutes
+    settings = json.loads(json.dumps({"all": COMMON, **SETTINGS}))
+    same = known.get("minutes") == given.minutes and known.get("settings") == settings
     runs: dict[str, Any] = known.get("runs", {}) if same else {}
     base = {"data": str(given.data), "minutes": given.minutes}
     wanted = [("nothing", "pixels", 0), ("nothing", "random", 0)]
@@ -67,7 +68,7 @@ def main() -> None:
                 print(f"{name}: failed")
                 continue
             runs[name] = found
-            write("methods", {"minutes": given.minutes, "settings": {"all": COMMON, **SETTINGS}, "runs": runs})
+            write("methods", {"minutes": given.minutes, "settings": settings, "runs": runs})
         r = runs[name]
         spent = f"{r['steps']:5} steps {r['cpu_seconds']:7.0f} CPU s"
         few = f"  1 % of labels {r['few']:.1%} (from scratch {r['few_scratch']:.1%})" if "few" in r else ""

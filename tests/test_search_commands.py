@@ -90,8 +90,8 @@ def test_an_index_of_another_model(cli: Cli, mistake: Any, run: Path, table: Pat
     other.write_text(json.dumps({**header, "fingerprint": "of another"}))
     assert "an.index" in mistake("search", "a bird", "--index", tmp_path / "an.index", "--model", run)
     again = ("index", table.parent, "--model", run, "--output", tmp_path / "an.index")
-    for damage in ({**header, "fingerprint": "of another"}, {"format": 2}):
-        other.write_text(json.dumps(damage))
+    for damage in (json.dumps({**header, "fingerprint": "of another"}), json.dumps({**header, "format": 1}), "{"):
+        other.write_text(damage)
         assert "--rebuild" in mistake(*again), "says how to mend it"
         assert cli(*again, "--rebuild")[0] == 0
         assert cli("search", "a bird", "--index", tmp_path / "an.index", "--model", run)[0] == 0
