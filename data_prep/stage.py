@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from clipkit.cache import DAMAGED_NPZ
 from clipkit.errors import ClipkitError
+from clipkit.pairs.pillow import too_large
 from data_prep.files import whole_file
 from data_prep.images import Encoding, Picture, checked_picture
 from data_prep.looks import TINY
@@ -233,6 +234,8 @@ def _bytes(record: Record) -> bytes:
         return record.image()
     if record.image.exists() and not record.image.is_file():  # a pipe would keep us waiting for ever
         raise ClipkitError("not a regular file")
+    if reason := too_large(record.image):
+        raise ClipkitError(reason)
     return record.image.read_bytes()
 
 

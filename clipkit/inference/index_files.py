@@ -40,7 +40,8 @@ _DATA = re.compile(
     r"|faiss-[0-9a-f]{12}(-captions)?\.index"
 )
 _UNFINISHED = re.compile(rf"\.({_DATA.pattern}|{re.escape(HEADER)})\.[a-z0-9_]{{8}}\.tmp")  # of ``atomic_write``
-_BESIDE = re.compile(r"pending-[0-9a-f]{32}|milvus\.db")  # encodings of an unfinished update, and Milvus' own file
+PENDING = "pending-{}"  # folder of an unfinished update's encodings, with the model's fingerprint in it
+_BESIDE = re.compile(rf"{PENDING.format('[0-9a-f]{32}')}|milvus\.db")  # the latter is Milvus' own
 
 
 @dataclass(frozen=True)

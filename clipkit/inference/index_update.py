@@ -23,6 +23,7 @@ from clipkit.inference.files import PictureFile, embed_files, find_pictures
 from clipkit.inference.index import Index, Progress
 from clipkit.inference.index_files import (
     HEADER,
+    PENDING,
     check_model,
     exclusive,
     model_fingerprint,
@@ -36,7 +37,6 @@ from clipkit.training.locked import EncodingStore
 
 _PART = 1024  # pictures that a kill can cost
 _FRESH = 2_000_000_000  # ns: a file changed so shortly before it was read may change again and keep its time
-_PENDING = "pending-"
 _TILE = 65_536  # rows written at a time
 
 
@@ -86,7 +86,7 @@ def update_index(
         if waited:
             paths = find_pictures(folder)  # as it is now
         old = _Old(path, model, rebuild)
-        store = EncodingStore(path / f"{_PENDING}{model_fingerprint(model)}")
+        store = EncodingStore(path / PENDING.format(model_fingerprint(model)))
         store.refresh()
         found, skipped = _look(model, folder, paths, old, store, progress)
         store.refresh()
@@ -109,7 +109,7 @@ def update_index(
             write_index(
                 path, model, items, lambda file: _save_rows(file, items, old, store), save_captions, *wish
             )  # fmt: skip
-        for left in path.glob(f"{_PENDING}*"):
+        for left in path.glob(PENDING.format("?" * 32)):
             shutil.rmtree(left, ignore_errors=True)
     index = Index.open(path, model)
     index.skipped = skipped if captions is not None else [*old.lost, *skipped]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from torch import Tensor
 from clipkit.errors import ClipkitError
 from clipkit.pairs import PictureSpec, decode_image, fit, normalize, reference_pixels
 from clipkit.pairs.decode import Decode, open_picture, to_rgb
-from clipkit.pairs.pillow import upright
+from clipkit.pairs.pillow import too_large, upright
 from clipkit.pairs.vision import F
 
 MAX_DOWNLOAD = 64 << 20  # bytes of a picture fetched by URL
-MAX_FILE = 1 << 30  # bytes of a picture's file
 
 
 def is_single(images: Any) -> bool:
@@ -89,13 +89,10 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ClipkitError: it is larger than ``MAX_FILE``.
+        ClipkitError: it is too large.
     """
-    size = path.stat().st_size
-    if size > MAX_FILE:
-        raise ClipkitError(
-            f"{path}: {size / 2**30:,.1f} GiB; a picture file of more than {MAX_FILE >> 30} GiB is not read"
-        )
+    if reason := too_large(path):
+        raise ClipkitError(f"{path}: {reason}")
     return path.read_bytes()
 
 
@@ -129,7 +126,7 @@ def _read(image: str | Path, allow_urls: bool) -> bytes:
         try:
             with urllib.request.urlopen(text, timeout=30) as response:
                 data = response.read(MAX_DOWNLOAD + 1)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise ClipkitError(f"{text}: could not be fetched ({error})") from None
         if len(data) > MAX_DOWNLOAD:
             raise ClipkitError(f"{text}: more than {MAX_DOWNLOAD >> 20} MiB")

@@ -1,10 +1,14 @@
-"""Pictures as Pillow opens them, made like others: upright, and grey of many bits in eight. Needs no torch."""
+"""Picture files of any kind, made like others: of a size that can be read, upright, and grey of many bits in eight.
+Needs no torch."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+MAX_FILE = 1 << 30  # bytes of a picture's file
 _ORIENTATION = 0x0112
 _SAID_IN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
@@ -16,6 +20,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def too_large(path: Path) -> str | None:
+    """Why the file at ``path`` is not read, if it is larger than ``MAX_FILE``.
+
+    Raises:
+        OSError: there is none.
+    """
+    size = path.stat().st_size
+    if size <= MAX_FILE:
+        return None
+    return f"{size / 2**30:,.1f} GiB; a picture file of more than {MAX_FILE >> 30} GiB is not read"
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -138,7 +138,9 @@ def test_strange_files_are_listed_and_strange_names_are_fine(tmp_path: Path) -> 
     names = ["größe 猫", "quo\"te's", "new\nline", "a,b;c|d", "%s{}", "-rf"]
     for name, path in zip(names, pictures(tmp_path / "d", len(names)), strict=True):
         path.rename(path.with_name(f"{name}.jpg"))
-    bad = ["text", "pipe", "dead", "link"]
+    bad = ["text", "pipe", "dead", "link", "huge"]
+    with (tmp_path / "d" / "huge.jpg").open("wb") as file:
+        file.truncate(1 << 40)
     (tmp_path / "d" / "text.jpg").write_text("hello")
     os.mkfifo(tmp_path / "d" / "pipe.jpg")
     (tmp_path / "d" / "dead.jpg").symlink_to("/nowhere")
@@ -152,4 +154,5 @@ def test_strange_files_are_listed_and_strange_names_are_fine(tmp_path: Path) -> 
         "pipe": "not a regular file",
         "dead": "cannot be read (No such file or directory)",
         "link": "not a picture in a format that can be read",
+        "huge": "1,024.0 GiB; a picture file of more than 1 GiB is not read",
     }

@@ -174,6 +174,11 @@ def test_addresses_are_refused(model: Any, url: str, monkeypatch: Any) -> None:
             model.encode_image(url, allow_urls=True)
 
 
+def test_an_address_that_is_none_is_told(model: Any) -> None:
+    with pytest.raises(ClipkitError, match="could not be fetched"):
+        model.encode_image("http://127.0.0.1\0/a.png", allow_urls=True)
+
+
 def test_an_address_is_fetched_when_asked_for(model: Any, picture: Any, png: Any) -> None:
     import http.server
     import threading
