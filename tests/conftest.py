@@ -21,6 +21,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingf
 sys.path.insert(0, str(Path(__file__).parent / "training"))  # training_helpers: a small table and a tiny model
 sys.path.insert(0, str(Path(__file__).parent))  # worlds: the same cases on many processes
 Cli = Callable[..., tuple[int, str, str]]
+_LONGEST = (
+    "training/test_two_processes.py", "training/test_resume.py", "test_readme.py", "objectives/test_family_ranks.py",
+    "test_methods.py", "objectives/test_ranks.py", "objectives/test_memory.py", "inference/test_index_update.py",
+    "training/test_strategy.py", "training/test_methods.py", "demos/test_browser.py", "data_prep/test_openmoji.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no core waits for the last of them."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def _picture(seed: int = 0, size: tuple[int, int] = (40, 30), ext: str = "jpg") -> bytes:
