@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymilvus import DataType, MilvusClient, MilvusException
 
 from clipkit.errors import ClipkitError
 from clipkit.inference.exact import Floats, Mask, Rows
+
+# gRPC writes to the error stream what it raises as well, and that a server finds its pings too many; it looks here once
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+from pymilvus import DataType, MilvusClient, MilvusException
 
 _INSERT = 1000  # vectors of a message
 _LISTED = 16_384  # rows that a filter names at most
