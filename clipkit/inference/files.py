@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from clipkit.encoders.side_by_side import CPU_PICTURES, side_by_side
 from clipkit.errors import ClipkitError
 from clipkit.inference.aligner import Aligner
-from clipkit.inference.items import is_text
+from clipkit.inference.items import escaped, is_text
 from clipkit.inference.pictures import encoded_pixels, read_file
 from clipkit.pairs.index import IMAGE_EXTENSIONS
 
@@ -65,8 +64,7 @@ def embed_files(
         pixels: dict[int, torch.Tensor] = {}
         for path in part:
             if not is_text(path):
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-                files.append(PictureFile(path, error=f"{shown}: its name is not UTF-8; rename it"))
+                files.append(PictureFile(path, error=f"{escaped(str(path))}: its name is not UTF-8; rename it"))
                 continue
             try:
                 stat, data = path.stat(), read_file(path)

@@ -237,13 +237,13 @@ def shard_items(shards: ShardSet, samples: Iterable[int]) -> Iterator[Item]:
         meta = {k: str(v) for k, v in record.items() if isinstance(v, (str, int, float)) and k != "file"}
         file = shards.source_file(i)
         if file is not None and is_text(file):
-            yield Item(str(file), _shown(shard.keys[at]), captions, meta=meta)
+            yield Item(str(file), escaped(shard.keys[at]), captions, meta=meta)
         else:
             where = shard.path.resolve() if isinstance(shard.path, Path) else shard.path
-            yield Item(_shown(str(where)), _shown(shard.keys[at]), captions, offset, size, meta=meta)
+            yield Item(escaped(str(where)), escaped(shard.keys[at]), captions, offset, size, meta=meta)
 
 
-def _shown(name: str) -> str:
+def escaped(name: str) -> str:
     """A name as it can be written down: tars and folders hold any bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
