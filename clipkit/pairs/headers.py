@@ -7,13 +7,13 @@ looks at one header at a time.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 512
-_USTAR = np.frombuffer(b"ustar", dtype=np.uint8)
+_USTAR, _USTAR_AT = b"ustar", 257
 _PAX = ord("x")
 _IN_RUNS = np.zeros(256, dtype=np.bool_)  # type flags of regular files and of PAX records
 _IN_RUNS[[0, ord("0"), ord("7"), _PAX]] = True
@@ -39,7 +39,10 @@ def plain_run(data: bytes) -> Run:
     The last header of ``data`` is never taken, as nothing there says whether the next one lies where it should.
     """
     blocks = np.frombuffer(data, dtype=np.uint8, count=len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
-    places = np.flatnonzero((blocks[:, 257:262] == _USTAR).all(axis=1))
+    if not len(blocks):
+        return _NOTHING
+    magic: Any = np.ndarray(len(blocks), dtype="S5", buffer=data, offset=_USTAR_AT, strides=(BLOCK,))
+    places = np.flatnonzero(magic == _USTAR)
     if len(places) < 2 or places[0] != 0:
         return _NOTHING
     headers = blocks[places]
@@ -49,10 +52,11 @@ def plain_run(data: bytes) -> Run:
     length = int(np.argmin(linked)) if not linked.all() else len(linked)
     is_pax = headers[:length, 156] == _PAX
     offsets = (places[:length] + 1) * BLOCK
-    if b"path=" in data or b"size=" in data:
-        for at in np.flatnonzero(is_pax).tolist():
-            record = data[offsets[at] : offsets[at] + sizes[at]]
-            if b"path=" in record or b"size=" in record:
+    pax = np.flatnonzero(is_pax)
+    longest = int(sizes[pax].max(initial=0))
+    if longest > BLOCK or _names_or_sizes(blocks[places[pax] + 1, :longest].tobytes()):
+        for at in pax.tolist():
+            if _names_or_sizes(data[offsets[at] : offsets[at] + sizes[at]]):
                 length = at
                 break
     if not length:
@@ -60,6 +64,11 @@ def plain_run(data: bytes) -> Run:
     kept = np.flatnonzero(~is_pax[:length])
     names = np.ascontiguousarray(headers[kept, :100]).view("S100")[:, 0].tolist()
     return Run(_decoded(names), offsets[kept], sizes[kept], int(after[length - 1]) * BLOCK)
+
+
+def _names_or_sizes(records: bytes) -> bool:
+    """Whether PAX records may give a member another name or size than its header does."""
+    return b"path=" in records or b"size=" in records
 
 
 def _decoded(names: list[bytes]) -> list[str]:

@@ -40,6 +40,8 @@ KINDS = {
     "pax": (tarfile.PAX_FORMAT, {}),
     "times": (tarfile.PAX_FORMAT, {"mtime": 1700000000.25}),  # as webdataset writes: a PAX record for every member
     "sizes": (tarfile.PAX_FORMAT, {"pax_headers": {"comment": "size=3"}}),
+    "long records": (tarfile.PAX_FORMAT, {"pax_headers": {"comment": "x" * 700}}),
+    "names behind long records": (tarfile.PAX_FORMAT, {"pax_headers": {"comment": "x" * 700, "path": "another.jpg"}}),
 }
 
 
@@ -52,7 +54,7 @@ def test_members_are_those_of_tarfile(kind: str) -> None:
     assert scan(data, 1 << 14) == (theirs, []) == scan(data, -1)
 
 
-@pytest.mark.parametrize("kind", ["ustar", "gnu", "times"])
+@pytest.mark.parametrize("kind", ["ustar", "gnu", "times", "long records"])
 def test_a_run_takes_all_but_the_last(kind: str) -> None:
     data = make(many(), KINDS[kind][0], **KINDS[kind][1])
     run = plain_run(data)
