@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from clipkit.config import Config
 from clipkit.data_option import source_names
@@ -63,6 +64,7 @@ def examine(
     config = None
     if config_path:
         config = load_config(Path(config_path, "config.yaml") if Path(config_path).is_dir() else config_path)
+        options = _as_read_by(config, options)
     if path is None and (config is None or config.data.train_data is None):
         raise ClipkitError("nothing to examine: give a data set, or --config with a run that has train_data")
     name = path or str(config.data.train_data if config else "")
@@ -92,6 +94,19 @@ def examine(
         batch_size or (config.optim.batch_size if config else 256),
         sizes,
     )
+
+
+def _as_read_by(config: Config, options: SourceOptions) -> SourceOptions:
+    """``options``, with what they leave open as the run reads its data."""
+    data = config.data
+    of_run: dict[str, Any] = {
+        "image_column": data.image_column,
+        "caption_column": data.caption_column,
+        "image_root": None if data.image_root is None else Path(data.image_root),
+        "separator": data.separator,
+        "encoding": data.encoding,
+    }
+    return replace(options, **{name: value for name, value in of_run.items() if getattr(options, name) is None})
 
 
 def _with_split(record: Record, split: str) -> Record:

@@ -17,7 +17,8 @@ from clipkit.config import Config
 from data_prep import PlanRule, Record, SplitRule, write_shards
 from data_prep.checks import expected_false_negatives
 from data_prep.doctor import diagnose, main
-from data_prep.examine import Examined
+from data_prep.examine import Examined, examine
+from data_prep.sources import SourceOptions
 
 
 def records(n: int, split: str = "train", start: int = 0) -> list[Record]:
@@ -213,6 +214,23 @@ def test_a_run_of_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["--config", str(tmp_path / "run.yaml"), "--processes", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["splits"] == {"train": 20} and said["measures"]["shards"] == 4
+
+
+def test_the_data_are_read_as_the_run_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(8):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(picture(i, format="PNG"))
+    rows = "".join(f"{i}.png;nr {i};voilà, dix-huit {i}\n" for i in range(8))
+    (tmp_path / "train.csv").write_bytes(("bild;caption;légende\n" + rows).encode("latin-1"))
+    (tmp_path / "run.yaml").write_text(
+        f"recipe: clip\ntrain_data: {tmp_path}/train.csv\nimage_column: bild\ncaption_column: légende\n"
+        f"separator: ';'\nencoding: latin-1\nimage_root: {tmp_path}/pictures\nbatch_size: 4\n",
+        encoding="utf-8",
+    )
+    data = examine(None, str(tmp_path / "run.yaml"), None, 1, SourceOptions())
+    assert [record.captions for record in data.records][:1] == [("voilà, dix-huit 0",)]
+    asked = examine(None, str(tmp_path / "run.yaml"), None, 1, SourceOptions(caption_column="caption"))
+    assert [record.captions for record in asked.records][:1] == [("nr 0",)], "what was asked for wins"
 
 
 def test_the_starter_data_have_a_name(
