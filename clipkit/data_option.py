@@ -133,18 +133,31 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
         return open_shards(split_folders(folder).get(split, folder / "train"), path, root.resolve()), folder
     if place := split_folders(folder).get(split):
         return open_shards(place), folder
-    if folder.resolve() == split_folders(folder.resolve().parent).get(split):  # the others are beside it
+    if _named_splits(folder.resolve().parent).get(split) == [folder.resolve()]:  # the others are beside it
         return open_shards(path), folder.parent
     return open_shards(path), None
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of shards in ``folder`` that are named like splits, by the split: ``validation`` holds ``val``."""
+    """The folders of shards in ``folder`` that are named like splits, by the split: ``validation`` holds ``val``.
+
+    Raises:
+        ClipkitError: two of them are one split.
+    """
+    found = _named_splits(folder)
+    for split, places in found.items():
+        if len(places) > 1:
+            names = " and ".join(place.name for place in places)
+            raise ClipkitError(f"{folder}: {names} are both the split {split}; name the one that is meant")
+    return {split: places[0] for split, places in found.items()}
+
+
+def _named_splits(folder: Path) -> dict[str, list[Path]]:
     from data_prep.records import SPLIT_NAMES
 
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for place in sorted(folder.iterdir()) if folder.is_dir() else []:
         split = SPLIT_NAMES.get(place.name.lower())
-        if split and (split not in found or place.name == split) and any(place.glob("*.tar")):
-            found[split] = place
+        if split and any(place.glob("*.tar")):
+            found.setdefault(split, []).append(place)
     return found

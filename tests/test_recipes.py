@@ -163,6 +163,17 @@ def test_splits_under_their_longer_names(tmp_path: Path, names: tuple[str, str])
     assert len(opened(tmp_path / "set" / "other").train) == 9
 
 
+def test_two_folders_of_one_split_are_told(tmp_path: Path) -> None:
+    for name, n in (("train", 6), ("val", 3), ("validation", 2), ("test", 4)):
+        make_tar(tmp_path / "set" / name / "000.tar", n)
+    both = "val and validation are both the split val; name the one that is meant"
+    for data in (tmp_path / "set", tmp_path / "set" / "train"):
+        with pytest.raises(ClipkitError, match=f"{tmp_path / 'set'}: {both}"):
+            opened(data)
+    pairs = opened(tmp_path / "set" / "train", val_data=str(tmp_path / "set" / "validation"))
+    assert len(pairs.train) == 6 and {k: len(v) for k, v in pairs.held_out.items()} == {"val": 2}
+
+
 def test_data_as_tables(table: Path, tmp_path: Path) -> None:
     rows = [line.split(",") for line in table.read_text().splitlines()[1:21]]
     tsv, jsonl, parquet = (table.parent / f"some.{end}" for end in ("tsv", "jsonl", "parquet"))
