@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from clipkit.pairs.mixture import STRETCH, Mixture, shares
 from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
 from clipkit.pairs.pipes import PipeBatches, PipeSet
 from clipkit.pairs.remote import UnreachableError
+from clipkit.pairs.ring import Empty, Ring, new_memory
 from clipkit.pairs.shards import ShardSet
 from clipkit.pairs.workers import Ahead, raised, read_in_workers, start_quietly
 
@@ -78,8 +80,8 @@ class PairReader:
     finish: Callable[[PairBatch], PairBatch] | None = None
     padding: int = 0
 
-    def __call__(self, items: list[tuple[int, int]]) -> PairBatch:
-        """The batch of ``items``, pairs of (epoch, sample)."""
+    def __call__(self, items: list[tuple[int, int]], empty: Empty = new_memory) -> PairBatch:
+        """The batch of ``items``, pairs of (epoch, sample), with the pictures in a tensor made by ``empty``."""
         self.shards.fetch(sample for _, sample in items)
         images = torch.zeros(0)  # made by the first one and filled in place: a list of them would be a second copy
         chosen: list[tuple[int, int, str]] = []
@@ -96,7 +98,7 @@ class PairReader:
             except _LeftOut:
                 continue
             if image is not None:
-                images = images if ids else image.new_empty(len(items), *image.shape)
+                images = images if ids else empty((len(items), *image.shape), image.dtype)
                 images[len(ids)] = image
             ids.append(used)
             delivered.append((epoch, sample))
@@ -268,6 +270,8 @@ def stream(
     steps = _Steps(order, batch_size, rank, world, start, stop)
     if workers == 0 or start >= stop:
         batches: Iterator[PairBatch] = (reader(items) for items in steps)
+    elif (ring := Ring.of(workers)) is not None:
+        batches = map(ring.open, read_in_workers(partial(ring.fill, reader), steps, workers))
     else:
         batches = read_in_workers(reader, steps, workers)
     if reader.shards.remote:

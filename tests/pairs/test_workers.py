@@ -40,14 +40,6 @@ def read(items: Iterator[torch.Tensor]) -> list[int]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A death is noticed at once, and not within torch's five seconds."""
-    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
-
-
-@pytest.fixture
 def another_loader() -> Iterator[None]:
     """Somebody else's loader has installed torch's handler in this process."""
     before = signal.getsignal(signal.SIGCHLD)
