@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import random
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_every_recipe_has_a_test() -> None:
     assert {name.split(",")[0] for name in METHODS} | {"starter", "clip", "siglip", "lit"} == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if "," in n else []) for n in METHODS])
 def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
     settings = {"batch_size": 16, "max_steps": 4, "save_every": 2, "keep_last": 9, "log_every": 1, "workers": 0,
                 "eval_every": 4, **basics[name]}  # fmt: skip
@@ -153,6 +154,7 @@ def test_it_trains_resumes_and_is_used(name: str, basics: dict[str, Any], tmp_pa
         assert any(r["kind"] == "health" for r in records(run)), "the space is looked at"
 
 
+@pytest.mark.slow
 def test_two_tower_learns_tastes_and_beats_popularity(
     interactions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,12 +399,26 @@ def test_triplets_of_slip_are_of_both_ways_and_of_views(basics: dict[str, Any]) 
     assert second.queries is e.texts and second.keys is e.images
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_its_reader_can_be_sent_to_a_spawned_process(name: str, basics: dict[str, Any]) -> None:
+    from clipkit.training.data import training_reader
+
+    recipe = find_recipe(name.split(",")[0])
+    config = recipe.defaults.replace(**basics[name])
+    reader = training_reader(recipe.encoders(config), recipe.pairs(config).train, config)
+    items = [(0, i) for i in range(5)]
+    here, there = reader(items), pickle.loads(pickle.dumps(reader))(items)
+    for field in fields(here):
+        mine, sent = getattr(here, field.name), getattr(there, field.name)
+        assert torch.equal(mine, sent) if isinstance(mine, torch.Tensor) else mine == sent, field.name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slip", "moco", "simcse", "two_tower", "clip, mined negatives", "clip, global"])
 def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path) -> None:
     settings = {"recipe": name.split(",")[0], "batch_size": 15, "max_steps": 3, "log_every": 1, "workers": 0,
                 "optimizer": "sgd", "lr": 1e-2, "eval_every": 3, **basics[name]}  # fmt: skip
-    for run, launcher in (("one", "python"), ("two", "torchrun 2")):
+    for run, launcher in (("one", "forked"), ("two", "forked 2")):
         status, _, err = finish(start({**settings, "output": str(tmp_path / run)}, launcher))
         assert status == 0, err[-3000:]
     one, two = ([r["loss"] for r in records(tmp_path / run, "train")] for run in ("one", "two"))

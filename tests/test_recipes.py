@@ -43,7 +43,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_table(tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.mark.parametrize("recipe", ["clip", "siglip", "lit"])
+@pytest.mark.parametrize(
+    "recipe", ["clip", pytest.param("siglip", marks=pytest.mark.slow), pytest.param("lit", marks=pytest.mark.slow)]
+)
 def test_the_loss_falls(recipe: str, table: Path, tmp_path: Path) -> None:
     from clipkit.train import main
 

@@ -255,6 +255,7 @@ def test_the_script_takes_its_own_folder_off_the_path() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_from_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
     """Its own folder, with modules like ``cache`` and ``config``, must not be on the path of the libraries."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

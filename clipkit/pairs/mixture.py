@@ -33,6 +33,7 @@ class Mixture:
     """
 
     def __init__(self, shards: ShardSet, seed: int) -> None:
+        self._made_of = (shards, seed)
         self.n = len(shards)
         self.seed = seed
         self.shares = shares([part.weight for part in shards.parts], [part.name for part in shards.parts])
@@ -44,6 +45,9 @@ class Mixture:
             self._first.append(first)
             at, first = at + part.n_shards, first + sum(sizes)
         self._stretch = lru_cache(maxsize=4)(self._compute_stretch)
+
+    def __reduce__(self) -> tuple[type[Mixture], tuple[object, ...]]:
+        return Mixture, self._made_of
 
     def positions(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Epoch (of its source) and sample of stream positions [start, stop), each an int64 array (stop - start,)."""

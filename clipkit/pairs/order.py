@@ -75,6 +75,7 @@ class Order:
     def __init__(
         self, shard_sizes: list[int], seed: int, chunk: int = CHUNK, window: int = WINDOW, shuffle: bool = True
     ) -> None:
+        self._made_of = (list(shard_sizes), seed, chunk, window, shuffle)
         starts, stops = [], []
         first = 0
         for size in shard_sizes:
@@ -94,6 +95,9 @@ class Order:
         self._bounds = np.linspace(0, len(starts), n_windows + 1).astype(np.int64)
         self._window = lru_cache(maxsize=4)(self._compute_window)
         self._epoch = lru_cache(maxsize=2)(self._compute_epoch)
+
+    def __reduce__(self) -> tuple[type[Order], tuple[object, ...]]:
+        return Order, self._made_of  # what is remembered stays behind: reading processes may be spawned
 
     def positions(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Epoch and sample of stream positions [start, stop), each an int64 array (stop - start,)."""

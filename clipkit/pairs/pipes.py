@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clipkit.errors import ClipkitError
 from clipkit.pairs.index import IMAGE_EXTENSIONS, ShardIndex
 from clipkit.pairs.order import mix_int, piece
-from clipkit.pairs.shards import Sample, ShardSet, parse_captions
+from clipkit.pairs.shards import Sample, ShardSet
 
 if TYPE_CHECKING:
     from clipkit.pairs.batch import PairBatch
@@ -81,7 +81,7 @@ class Pulled(ShardSet):
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions."""
         fields = self.samples[i - self.first][1]
-        return parse_captions(fields.get("json", b""), fields.get("txt", b""), self.where(i))
+        return self.parsed(i, fields.get("json", b""), fields.get("txt", b""))
 
     def read(self, i: int) -> Sample:
         """The whole sample."""

@@ -11,13 +11,13 @@ import hashlib
 import os
 import re
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.captions import clean_caption, parse_json
@@ -77,7 +77,7 @@ class ShardSet:
         self.root = root
         self.parts = parts
         self.sizes = [len(shard) for shard in shards]
-        self._first = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self._first = [0, *accumulate(self.sizes)]
         joined = "\n".join(f"{s.path.name} {s.fingerprint}" for s in shards)
         joined += "".join(f"\n{part.n_shards} x {part.weight!r}" for part in parts)
         self.fingerprint = hashlib.blake2b(joined.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -86,7 +86,7 @@ class ShardSet:
         self._captions: dict[int, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     @property
     def problems(self) -> list[str]:
@@ -97,8 +97,8 @@ class ShardSet:
         """The shard of sample ``i`` and its place there."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        shard = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self.shards[shard], i - int(self._first[shard])
+        shard = bisect_right(self._first, i) - 1
+        return self.shards[shard], i - self._first[shard]
 
     def source_of(self, i: int) -> range:
         """The samples of the source that sample ``i`` belongs to: of a mixture one part, else all."""
@@ -106,7 +106,7 @@ class ShardSet:
         for part in self.parts:
             stop = first + part.n_shards
             if i < self._first[stop]:
-                return range(int(self._first[first]), int(self._first[stop]))
+                return range(self._first[first], self._first[stop])
             first = stop
         return range(len(self))
 
@@ -135,9 +135,8 @@ class ShardSet:
             ClipkitError: the bytes are not what the index says, or the json is no json.
         """
         shard, at = self.locate(i)
-        image, record, text = (self._bytes(i, field) for field in range(3))
-        meta, captions = parse_captions(record, text, self.where(i))
-        return Sample(shard.keys[at], image, shard.extensions[at], captions, meta)
+        meta, captions = self.read_record(i)
+        return Sample(shard.keys[at], self.read_picture(i), shard.extensions[at], captions, meta)
 
     def read_captions(self, i: int) -> tuple[str, ...]:
         """Captions of sample ``i``, without reading its picture; those of small sets are parsed once."""
@@ -150,7 +149,14 @@ class ShardSet:
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""
-        return parse_captions(self._bytes(i, 1), self._bytes(i, 2), self.where(i))
+        return self.parsed(i, self._bytes(i, 1), self._bytes(i, 2))
+
+    def parsed(self, i: int, record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The json and the captions of sample ``i``, from the bytes of its ``.json`` and ``.txt``."""
+        try:
+            return parse_captions(record, text)
+        except ClipkitError as error:
+            raise ClipkitError(f"{self.where(i)}: {error}") from None
 
     def read_picture(self, i: int) -> bytes:
         """The encoded picture of sample ``i``."""
@@ -279,7 +285,7 @@ def _checked(paths: list[Path]) -> list[Path]:
     return paths
 
 
-def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def parse_captions(record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
 
     Raises:
@@ -290,11 +296,11 @@ def parse_captions(record: bytes, text: bytes, where: str) -> tuple[dict[str, An
         try:
             meta = parse_json(record)
         except ValueError:
-            raise ClipkitError(f"{where}: its .json is not valid JSON, or nested too deeply") from None
+            raise ClipkitError("its .json is not valid JSON, or nested too deeply") from None
         if not isinstance(meta, dict):
-            raise ClipkitError(f"{where}: its .json holds a {type(meta).__name__}, expected an object")
+            raise ClipkitError(f"its .json holds a {type(meta).__name__}, expected an object")
     stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or []
     if not isinstance(stored, (str, list)):
-        raise ClipkitError(f"{where}: the captions in its .json are a {type(stored).__name__}, not a list of texts")
+        raise ClipkitError(f"the captions in its .json are a {type(stored).__name__}, not a list of texts")
     captions = [stored] if isinstance(stored, str) else stored
     return meta, tuple(cleaned for c in captions if isinstance(c, str) and (cleaned := clean_caption(c)))

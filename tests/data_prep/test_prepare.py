@@ -128,6 +128,7 @@ def test_cache_of_a_bad_source_is_not_kept(tmp_path: Path) -> None:
 ASK = "import sys; from data_prep import cached_shards; print(cached_shards(sys.argv[1], sys.argv[2]))"
 
 
+@pytest.mark.slow
 def test_several_processes_may_ask_at_once(tmp_path: Path) -> None:
     path = table(tmp_path / "t", 200)
     command = [sys.executable, "-c", ASK, str(path), str(tmp_path / "cache")]

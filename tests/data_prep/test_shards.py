@@ -326,7 +326,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, method: str, at: int, job: Callable[
     return False
 
 
-@pytest.mark.parametrize("again", [None, 0, 3])
+@pytest.mark.parametrize("again", [None, pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_kill_while_publishing_leaves_the_new_one_and_no_part_of_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int | None
 ) -> None:

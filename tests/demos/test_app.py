@@ -127,6 +127,7 @@ def test_files_of_captions_that_are_refused(client: Client, pictures: Pictures, 
         client.predict(red, "", handle_file("https://example.com/captions.txt"), api_name="/match")
 
 
+@pytest.mark.slow
 def test_twenty_users_at_the_same_time_get_their_own_answers(
     client: Client, model: Aligner, index: Index, pictures: Pictures
 ) -> None:

@@ -75,6 +75,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
         main(["runs/x", "--folder", "a", "--index", "b"])
 
 
+@pytest.mark.slow
 def test_python_m_demos_ends_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "demos"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}

@@ -80,6 +80,7 @@ def test_with_gamma_1_it_is_infonce() -> None:
         torch.testing.assert_close(first[name].grad, second[name].grad, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_small_batches_come_to_weigh_as_the_whole_data_set_does() -> None:
     """The paper's point: the mean gradient of batches of 4 out of 32 is that of the whole data set but for the noise;
     InfoNCE's is another, and no number of batches averages that out."""

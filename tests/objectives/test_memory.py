@@ -80,7 +80,8 @@ def test_a_strip_of_triplets_is_no_table() -> None:
     assert growth("triplet", 8192, 0) < 120
 
 
-@pytest.mark.parametrize("rules", ["groups", pytest.param("alike", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", ["groups", "alike"])
 def test_cells_that_do_not_count_are_never_listed(rules: str) -> None:
     assert growth("infonce", 8192, 0, rules) < 70
 

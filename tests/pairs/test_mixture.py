@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +106,11 @@ def test_other_weights_are_other_data(sets: list[ShardSet]) -> None:
     assert len(prints) == 3
     joined = join_shards(sets, [1, 1])
     assert [joined.key(i) for i in (0, 149, 150, 169)] == ["000000", "000149", "000000", "000019"]
+
+
+def test_a_mixture_can_be_sent_to_a_spawned_process(sets: list[ShardSet]) -> None:
+    order = Mixture(join_shards(sets, [3, 1]), seed=2)
+    order.positions(0, 300)  # something is remembered
+    again = pickle.loads(pickle.dumps(order))
+    for mine, sent in zip(order.positions(100, 600), again.positions(100, 600), strict=True):
+        assert np.array_equal(mine, sent)

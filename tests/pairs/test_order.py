@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -128,3 +130,11 @@ def test_no_samples_is_an_error() -> None:
     for sizes in ([], [0], [0, 0]):
         with pytest.raises(ClipkitError):
             Order(sizes, seed=0)
+
+
+def test_an_order_can_be_sent_to_a_spawned_process() -> None:
+    order = Order([70, 3, 200], seed=5, chunk=16, window=2)
+    order.positions(0, 300)  # something is remembered
+    again = pickle.loads(pickle.dumps(order))
+    for mine, sent in zip(order.positions(100, 600), again.positions(100, 600), strict=True):
+        assert np.array_equal(mine, sent)

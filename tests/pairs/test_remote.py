@@ -168,6 +168,7 @@ def test_an_index_beside_the_tar_is_taken(tmp_path: Path, write_shards: Write) -
         assert len(server.gets()) > 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_speed_and_no_sample(
     server: Server, local: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,23 @@ def test_a_killed_reading_process_is_replaced(run_here: Any, tmp_path: Path, mon
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_reading_processes_may_be_started_in_any_way(
+    run_here: Any, tmp_path: Path, monkeypatch: Any, steady: None, method: str
+) -> None:
+    """macOS and Windows spawn them, and Python 3.14 takes them from a server."""
+    assert run_here(tmp_path / "here", epochs=2) == 0
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        assert run_here(tmp_path / "elsewhere", epochs=2, workers=1, negatives="swap") == 0
+        assert run_here(tmp_path / "run", epochs=2, workers=2) == 0
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "here")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_few_bad_pictures_do_not_stop_training(run_here: Any, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"

@@ -72,12 +72,14 @@ def threads(*command: str, **environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_launchers_one_thread_is_not_the_users_wish() -> None:
     cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
     assert threads("-c", _LAUNCHER, _TELL) == cores
     assert threads("-c", _LAUNCHER, _TELL, LOCAL_WORLD_SIZE="1000") == 1, "processes share the cores"
 
 
+@pytest.mark.slow
 def test_what_the_user_says_of_threads_stays() -> None:
     assert threads("-c", _LAUNCHER, _TELL, OMP_NUM_THREADS="1") == 1
     assert threads("-c", _TELL, OMP_NUM_THREADS="1") == 1

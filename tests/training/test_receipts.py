@@ -49,7 +49,7 @@ def test_an_epoch_without_trouble_is_no_news(run_here: Any, tmp_path: Path, caps
     assert "samples seen" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_receipt_goes_on_where_the_run_does(
     run_here: Any, tmp_path: Path, data: Path, monkeypatch: Any, step: int
 ) -> None:

@@ -88,28 +88,28 @@ def test_plain_accelerate_launch_is_the_same_run(one: Path, settings: dict[str, 
 
 
 def test_dry_run_plans_for_both_processes(settings: dict[str, Any], tmp_path: Path) -> None:
-    said = run_it({**settings, "dry_run": True}, tmp_path / "run", "torchrun 2")
+    said = run_it({**settings, "dry_run": True}, tmp_path / "run", "forked 2")
     assert "on 2 process" in said and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", ["siglip", "lit"])
 def test_the_other_recipes_on_two_processes(recipe: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    for name, launcher in (("one", "here"), ("two", "torchrun 2")):
+    for name, launcher in (("one", "here"), ("two", "forked 2")):
         run_it({**settings, "recipe": recipe}, tmp_path / name, launcher)
     assert_like_one(tmp_path / "two", tmp_path / "one")
 
 
 def test_micro_batches_on_two_processes(one: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    run_it({**settings, "micro_batch_size": 4}, tmp_path / "run", "torchrun 2")
+    run_it({**settings, "micro_batch_size": 4}, tmp_path / "run", "forked 2")
     assert_like_one(tmp_path / "run", one)
 
 
-@pytest.mark.parametrize(("first", "then"), [("here", "torchrun 2"), ("torchrun 2", "here")])
+@pytest.mark.parametrize(("first", "then"), [("here", "forked 2"), ("forked 2", "here")])
 def test_resume_on_another_number_of_processes(
     first: str, then: str, one: Path, two: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree({"here": one, "torchrun 2": two}[first], run)
+    shutil.copytree({"here": one, "forked 2": two}[first], run)
     for step in steps(run):
         if step > 6:
             shutil.rmtree(run / "checkpoints" / f"step-{step}")
@@ -123,7 +123,7 @@ def test_resume_on_two_processes_is_bit_identical(two: Path, settings: dict[str,
     for step in steps(run):
         if step > 6:
             shutil.rmtree(run / "checkpoints" / f"step-{step}")
-    run_it({**settings, "resume": "auto"}, run, "torchrun 2")
+    run_it({**settings, "resume": "auto"}, run, "forked 2")
     assert losses(run) == losses(two)
     assert_same_weights(run / "checkpoints" / "step-12", two / "checkpoints" / "step-12")
 
@@ -173,7 +173,7 @@ def test_a_bad_picture_counts_once_whoever_reads_it(settings: dict[str, Any], tm
     data = make_shards(tmp_path / "data", 60, bad=range(0, 60, 10))
     settings = {**settings, "train_data": str(data), "val_data": None}
     run_it({**settings, "epochs": 3}, tmp_path / "run", "here")
-    run_it({**settings, "epochs": 8, "resume": "auto"}, tmp_path / "run", "torchrun 2")
+    run_it({**settings, "epochs": 8, "resume": "auto"}, tmp_path / "run", "forked 2")
     assert max(losses(tmp_path / "run")) == 23
     assert sorted(e["sample"] for e in quarantined(tmp_path / "run")) == list(range(0, 60, 10))
 
@@ -186,7 +186,7 @@ def test_a_table_is_converted_once_and_its_bad_pictures_count_once(
 
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     settings = {**settings, "train_data": str(make_table(tmp_path / "data", 66, noise=9, bad=range(0, 66, 11)))}
-    run_it({**settings, "max_steps": 1}, tmp_path / "run", "torchrun 2")
+    run_it({**settings, "max_steps": 1}, tmp_path / "run", "forked 2")
     assert len(list((tmp_path / "cache" / "shards").glob("[!.]*"))) == 2, "training data and held-out data"
     run_it({**settings, "max_steps": 2, "resume": "auto"}, tmp_path / "run", "here")
     assert max(losses(tmp_path / "run")) == 2 and len(quarantined(tmp_path / "run")) == 6
@@ -197,7 +197,7 @@ def test_too_many_bad_pictures_stop_all_processes(settings: dict[str, Any], tmp_
 
     data = make_shards(tmp_path / "data", 60, bad=range(0, 60, 5))
     status, _, err = finish(
-        start({**settings, "train_data": str(data), "output": str(tmp_path / "run")}, "torchrun 2"), timeout=90
+        start({**settings, "train_data": str(data), "output": str(tmp_path / "run")}, "forked 2"), timeout=90
     )
     assert status != 0 and "quarantine.jsonl" in err
 

@@ -87,6 +87,7 @@ def test_a_wrong_share_is_seen_and_named(
     assert words in str(advice(checks, world=2))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_ends_with_0_or_1(
     basics: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

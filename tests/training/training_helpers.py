@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forked import Forked
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,8 +160,14 @@ LAUNCHERS: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
-def start(settings: dict[str, Any], launcher: str = "python") -> subprocess.Popen[str]:
+FORKED = {"forked": 1, "forked 2": 2}  # processes; see forked.py
+Started = subprocess.Popen[str] | Forked
+
+
+def start(settings: dict[str, Any], launcher: str = "python") -> Started:
     """A run as a process group of its own."""
+    if launcher in FORKED:
+        return Forked(flags(settings), environment(), FORKED[launcher], free_port())
     command, extra = LAUNCHERS[launcher]
     if "2" in launcher:
         command = [*command, "--master_port" if "torchrun" in launcher else "--main_process_port", str(free_port())]
@@ -170,7 +177,7 @@ def start(settings: dict[str, Any], launcher: str = "python") -> subprocess.Pope
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 180) -> tuple[int, str, str]:
+def finish(process: Started, timeout: float = 180) -> tuple[int, str, str]:
     """Exit status, standard output and standard error; ends what does not end by itself."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -180,13 +187,13 @@ def finish(process: subprocess.Popen[str], timeout: float = 180) -> tuple[int, s
     return process.returncode, out, err
 
 
-def kill_group(process: subprocess.Popen[str], number: int) -> None:
+def kill_group(process: Started, number: int) -> None:
     """Send a signal to all processes that ``start`` made, as a terminal does on Ctrl-C."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
-def group_is_gone(process: subprocess.Popen[str], timeout: float = 90) -> bool:
+def group_is_gone(process: Started, timeout: float = 90) -> bool:
     """Whether all processes that ``start`` made end by themselves; those that do not are ended."""
     process.wait(timeout)
     end = time.monotonic() + timeout
@@ -210,12 +217,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], timeout: float = 90) -> None:
+def wait_for_step(run: Path, step: int, process: Started, timeout: float = 90) -> None:
     """Until the run has a record of ``step``."""
     wait_until(lambda: _last_step(run) >= step, process, timeout)
 
 
-def wait_until(done: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 90) -> None:
+def wait_until(done: Callable[[], bool], process: Started, timeout: float = 90) -> None:
     """Until ``done``; fails when the process ends before."""
     end = time.monotonic() + timeout
     while not done():
