@@ -73,9 +73,7 @@ def _names_or_sizes(records: bytes) -> bool:
 
 def _decoded(names: list[bytes]) -> list[str]:
     joined = b"\n".join(names)
-    if b"\0" in joined or joined.count(b"\n") >= max(
-        1, len(names)
-    ):  # odd ones: something behind a name's end, or a line
+    if b"\0" in joined or joined.count(b"\n") > max(0, len(names) - 1):  # bytes behind a name's end, or a line in one
         return [name.partition(b"\0")[0].decode("utf-8", "surrogateescape") for name in names]
     return joined.decode("utf-8", "surrogateescape").split("\n") if names else []
 

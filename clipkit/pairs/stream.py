@@ -275,9 +275,8 @@ def stream(
     else:
         batches = read_in_workers(reader, steps, workers)
     if reader.shards.remote:
-        distance = max(
-            1, WINDOW * CHUNK // (2 * batch_size)
-        )  # half a window: what its next half needs is being fetched
+        # half a window: what its next half needs is being fetched
+        distance = max(1, WINDOW * CHUNK // (2 * batch_size))
         return Ahead(lambda items: reader.shards.fetch(s for _, s in items), steps, distance).follow(batches)
     return batches
 

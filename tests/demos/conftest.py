@@ -73,9 +73,10 @@ def address(model: Aligner, index: Index, free_port: int) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def client(address: str) -> Client:
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
     """A client of the app's API."""
-    return Client(address, verbose=False, analytics_enabled=False)
+    answers = tmp_path_factory.mktemp("answers")
+    return Client(address, verbose=False, analytics_enabled=False, download_files=answers)
 
 
 @pytest.fixture(scope="session")
