@@ -283,17 +283,19 @@ def test_a_stopped_update_goes_on_where_it_was(
 
 
 _UPDATE = """
-import sys
-from pathlib import Path
+import os, sys
 import clipkit
 from clipkit.inference import Index, index_update
 index_update._PART = 2
 model = clipkit.load(sys.argv[1], device="cpu")
-print("ready", flush=True)
-sys.stdin.readline()
-while True:
-    for folder in sys.argv[3:]:
-        Index.update(sys.argv[2], model, folder)
+for _ in sys.stdin:
+    child = os.fork()
+    while not child:
+        for folder in sys.argv[3:]:
+            Index.update(sys.argv[2], model, folder)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
@@ -301,7 +303,10 @@ while True:
 def test_a_kill_at_any_moment_leaves_an_index(
     folder: Path, tmp_path: Path, transformers_clip: Path, picture: Any
 ) -> None:
-    """A process that goes back and forth between two folders is killed again and again: the index is one of them."""
+    """A process that goes back and forth between two folders is killed again and again: the index is one of them.
+
+    Each is forked from one that has loaded the model, as loading takes longer than all the rest.
+    """
     import clipkit
 
     model = clipkit.load(transformers_clip, device="cpu")
@@ -312,20 +317,24 @@ def test_a_kill_at_any_moment_leaves_an_index(
     path = tmp_path / "an.index"
     Index.update(path, model, folder)
     seen = set()
-    for delay in np.linspace(0.05, 1.5, 12):
-        command = [sys.executable, "-c", _UPDATE, str(transformers_clip), str(path), str(folder), str(other)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdin and process.stdout and process.stdout.readline() == "ready\n"
-        process.stdin.write("\n")
-        process.stdin.flush()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        index = Index.open(path, model)
-        seen.add(len(index))
-        assert len(index) in (5, 8)
-        root = other if len(index) == 5 else folder
-        assert {item.path for item in index.items} == {str(p) for p in root.rglob("*.png")}
+    command = [sys.executable, "-c", _UPDATE, str(transformers_clip), str(path), str(folder), str(other)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin and process.stdout
+        for delay in np.linspace(0.05, 1.5, 24):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "gone\n"
+            index = Index.open(path, model)
+            seen.add(len(index))
+            assert len(index) in (5, 8)
+            root = other if len(index) == 5 else folder
+            assert {item.path for item in index.items} == {str(p) for p in root.rglob("*.png")}
     assert len(seen) == 2, "always killed at the same place"
     index, _ = Index.update(path, model, folder)
     assert same(index, model, folder)
