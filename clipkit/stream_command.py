@@ -82,8 +82,8 @@ class Stream:
 
         from clipkit.config import Config
         from clipkit.data_option import open_data, source_names
-        from clipkit.pairs import Augment, PairReader, PictureSpec, join_shards
-        from clipkit.training.data import read_augmented, read_view
+        from clipkit.pairs import Augment, PairReader, PictureSpec, PipeSet, join_shards
+        from clipkit.training.data import read_augmented, read_view, without_captions
 
         config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)
         names = source_names(self.shards, self.train_weights)
@@ -92,7 +92,8 @@ class Stream:
         spec = PictureSpec(size=self.size)
         crop = self.augment == "crop" and not self.keys
         picture = partial(read_augmented, spec=spec, augment=Augment()) if crop else partial(read_view, spec=spec)
-        return PairReader(shards, picture, _no_texts, self.seed, self.captions)
+        pictures_alone = not isinstance(shards, PipeSet) and without_captions(shards) > 0
+        return PairReader(shards, picture, None if pictures_alone else _no_texts, self.seed, self.captions)
 
     def _batches(self, reader: PairReader, rank: int) -> Iterator[PairBatch]:
         from clipkit.pairs import make_order

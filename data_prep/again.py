@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
+from data_prep.folders import TEMPLATE
 from data_prep.records import SPLIT_NAMES, SPLITS, FileSlice, Record, Skipped, Source
 
 
-def read_shards(path: str | Path, pass_by: bool = False) -> Source:
+def read_shards(path: str | Path, pass_by: bool = False, template: str = TEMPLATE) -> Source:
     """Records of the shards at ``path``: a tar, a folder or pattern of them, or a folder with a folder per split.
     Shards that lie beside what is read are listed.
 
@@ -17,10 +18,12 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
     Args:
         path: where they are.
         pass_by: list a shard that cannot be read at all, and go on with the others.
+        template: makes a caption of a label, for samples that have no other.
 
     Raises:
         ClipkitError: there are none, or they hold no sample.
     """
+    from clipkit.pairs.classes import with_class_names
     from clipkit.pairs.index import load_index
     from clipkit.pairs.mask import kept
     from clipkit.pairs.shards import ShardSet, shard_paths
@@ -33,7 +36,7 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
     for place, split in places:
         for tar in shard_paths(place):
             try:
-                index = kept(load_index(tar))
+                index = with_class_names(kept(load_index(tar)))
             except ClipkitError as error:
                 if not pass_by:
                     raise
@@ -48,6 +51,8 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
                 except ClipkitError as error:
                     skipped.append(Skipped(where, str(error).removeprefix(f"{where}: ")))
                     continue
+                if not captions and meta.get("label") is not None:
+                    captions = (template.replace("{}", str(meta["label"])),)
                 if not captions:
                     skipped.append(Skipped(where, "no caption, or only empty ones"))
                     continue
@@ -58,7 +63,9 @@ def read_shards(path: str | Path, pass_by: bool = False) -> Source:
             shards.close()
     if not records:
         first = f" ({skipped[0].file}: {skipped[0].reason})" if skipped else ""
-        raise ClipkitError(f"{path}: no sample in these shards{first}; a sample is KEY.jpg beside KEY.txt or KEY.json")
+        raise ClipkitError(
+            f"{path}: no sample in these shards{first}; a sample is KEY.jpg beside KEY.txt, KEY.json or KEY.cls"
+        )
     return Source(str(path), records, skipped)
 
 

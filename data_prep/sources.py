@@ -66,7 +66,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
     if where.is_file() and where.suffix.lower() != ".tar":
         return _read_file(where, options)
     if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):
-        return read_shards(path, pass_by)
+        return read_shards(path, pass_by, options.template)
     if str(path) == STARTER:
         from data_prep import cached_shards
 
@@ -81,7 +81,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
 
 def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
     if any(where.glob("*.tar")) or any(where.glob("*/*.tar")):
-        return read_shards(where, pass_by)
+        return read_shards(where, pass_by, options.template)
     if is_saved(where):
         return read_dataset(where, _row_options(options))
     for name in _METADATA:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
 import random
 import shutil
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -334,6 +336,8 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("clip", {"siglip": True, "objective": "global"}, "--objective is global: leave it out or pass --no-siglip"),
         ("margin", {"siglip": True}, "--objective is margin"),
         ("supcon", {"train_data": "UNLABELLED"}, "none of its first 3 samples has a label"),
+        ("clip", {"train_data": "PICTURES"}, "none of its first 3 samples has a caption; put KEY.txt beside KEY.jpg"),
+        ("slip", {"train_data": "PICTURES"}, "none of its first 3 samples has a caption"),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -348,6 +352,11 @@ def test_what_does_not_fit_is_said(
             "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
         )
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
+    if settings.get("train_data") == "PICTURES":
+        with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+            for path in sorted(classes.rglob("*.png"))[:3]:
+                tar.add(path, f"{path.parent.name}-{path.name}")
+        settings = {**settings, "train_data": str(tmp_path / "pictures.tar"), "batch_size": 2}
     if settings.get("train_data") == "PIPE":
         settings = {**settings, "train_data": f"pipe:cat {tmp_path / 'x.tar'}", "max_steps": 1}
     if settings.get("train_data") == "SENTENCES":
@@ -424,3 +433,22 @@ def test_two_processes_are_one(name: str, basics: dict[str, Any], tmp_path: Path
     one, two = ([r["loss"] for r in records(tmp_path / run, "train")] for run in ("one", "two"))
     assert len(one) == 3 and two == pytest.approx(one, rel=2e-4) and two[0] == pytest.approx(one[0], rel=1e-5)
     assert [records(tmp_path / run, "start")[0]["processes"] for run in ("one", "two")] == [1, 2]
+
+
+def test_shards_of_pictures_and_class_numbers(tmp_path: Path, classes: Path) -> None:
+    """What other tools write for classes trains where no caption is compared, though the first json is damaged."""
+    pictures = sorted(classes.rglob("*.png"))[:8]
+    for name in ("labelled", "alone"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for n, path in enumerate(pictures):
+                tar.add(path, f"{n:03d}.png")
+                for ending, said in (("cls", str(n % 2)), ("json", "" if n else "{")):
+                    if name == "labelled" and said:
+                        info = tarfile.TarInfo(f"{n:03d}.{ending}")
+                        info.size = len(said)
+                        tar.addfile(info, io.BytesIO(said.encode()))
+    settings = {"batch_size": 4, "max_steps": 2, "model": str(make_config(tmp_path / "tiny.json"))}
+    for recipe, name in (("supcon", "labelled"), ("simclr", "labelled"), ("simclr", "alone")):
+        output = tmp_path / f"{recipe}-{name}"
+        clipkit.train(recipe, **settings, train_data=str(tmp_path / f"{name}.tar"), output=str(output))
+        assert [r["step"] for r in records(output, "train")] == [1, 2]

@@ -116,3 +116,11 @@ def test_keys_are_one_line_each_for_every_output(
             assert main(["stream", str(path), "--batch-size", "4", "--steps", "1", "--keys"]) == 0
         out.seek(0)
         assert out.read().splitlines() == ["0\tnew\\nline", "0\tt\\tab", "0\tcaf\\udce9", f"0\t{last}"]
+
+
+def test_pictures_without_captions(
+    tmp_path: Path, picture: Callable[..., bytes], write_tar: Callable[..., Path]
+) -> None:
+    path = write_tar(tmp_path / "0.tar", [(f"{n}.jpg", picture(n)) for n in range(6)])
+    found = keys(path, "--batch-size", 6, "--steps", 1)
+    assert sorted(key for _, key in found) == list("012345")

@@ -80,7 +80,7 @@ def read_labelled(shards: ShardSet, spec: PictureSpec) -> Labelled:
         if label is None:
             raise ClipkitError(
                 f"{shards.where(sample)} has no label: give a folder with a folder of pictures per class, or shards "
-                "whose json has a label"
+                "with a .cls or with a label in the json"
             )
         labels.append(whole_characters(str(label)))
     every = FromShards(shards, spec, range(len(shards)))

@@ -29,7 +29,7 @@ class ShardFiles:
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def read(self, shard: ShardIndex, at: int, field: int) -> bytes:
-        """Picture (0), json (1) or txt (2) of the shard's sample ``at``; empty if it has none.
+        """Picture (0), json (1), txt (2) or cls (3) of the shard's sample ``at``; empty if it has none.
 
         Raises:
             ClipkitError: the shard is shorter than its index says.

@@ -21,16 +21,21 @@ from clipkit.pairs.tar import Damage, read_members, scan_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "jpe", "avif")
 MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a decompression bomb
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 INDEX_SUFFIX = ".index.npz"
+RECORDS = ("json", "txt", "cls")  # what a sample holds beside its picture
 _REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
 _REMOTE_STRETCH = 1 << 23
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each sample of one tar lies. ``spans`` is int64 (n, 3, 2): offset and size of picture, json and txt;
-    a size of 0 means that there is none."""
+    """Where each sample of one tar lies.
+
+    Attributes:
+        spans: int64 (n, 4, 2): offset and size of picture, json, txt and cls; a size of 0 means that there is none.
+        classes: names of the classes whose numbers the cls are, or nothing (see ``clipkit.pairs.classes``).
+    """
 
     path: Path | Remote
     keys: list[str]
@@ -38,6 +43,7 @@ class ShardIndex:
     spans: np.ndarray
     problems: list[str]
     fingerprint: str
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -81,20 +87,21 @@ def build_index(path: Path | Remote) -> ShardIndex:
         fields[extension] = at
     keys: list[str] = []
     extensions: list[str] = []
-    places: list[int] = []  # of picture, json and txt among the members; the last place stands for none
+    places: list[int] = []  # of picture, json, txt and cls among the members; the last place stands for none
     none = len(members)
+    only_pictures = not any(name in fields for fields in samples.values() for name in RECORDS)
     for key, fields in samples.items():
         extension = "jpg" if "jpg" in fields else next((e for e in IMAGE_EXTENSIONS if e in fields), "")
         if not extension:
             problems.append(f"{key!r} has no picture ({', '.join(fields)})")
-        elif "json" not in fields and "txt" not in fields:
-            problems.append(f"{key!r} has neither .json nor .txt")
+        elif not only_pictures and not any(name in fields for name in RECORDS):
+            problems.append(f"{key!r} has neither .json nor .txt nor .cls")
         else:
             keys.append(key)
             extensions.append(extension)
-            places += (fields[extension], fields.get("json", none), fields.get("txt", none))
+            places += (fields[extension], *(fields.get(name, none) for name in RECORDS))
     columns = np.array([[*members.offsets, 0], [*members.sizes, 0]], dtype=np.int64)
-    array = np.ascontiguousarray(columns[:, places].T).reshape(len(keys), 3, 2)
+    array = np.ascontiguousarray(columns[:, places].T).reshape(len(keys), 1 + len(RECORDS), 2)
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
     digest.update(array.tobytes())

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.index import IMAGE_EXTENSIONS, ShardIndex
+from clipkit.pairs.index import IMAGE_EXTENSIONS, RECORDS, ShardIndex
 from clipkit.pairs.order import mix_int, piece
 from clipkit.pairs.shards import Sample, ShardSet
 
@@ -44,7 +44,9 @@ class PipeSet(ShardSet):
 
         self.urls = list(braceexpand.braceexpand(path))
         fingerprint = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        super().__init__([ShardIndex(Path(path), [], [], np.zeros((0, 3, 2), np.int64), [], fingerprint)], path)
+        super().__init__(
+            [ShardIndex(Path(path), [], [], np.zeros((0, 1 + len(RECORDS), 2), np.int64), [], fingerprint)], path
+        )
         self.sizes = [n]
 
     def __len__(self) -> int:
@@ -81,7 +83,8 @@ class Pulled(ShardSet):
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions."""
         fields = self.samples[i - self.first][1]
-        return self.parsed(i, fields.get("json", b""), fields.get("txt", b""))
+        record, text, stored = (fields.get(name, b"") for name in RECORDS)
+        return self.parsed(i, record, text, stored)
 
     def read(self, i: int) -> Sample:
         """The whole sample."""

@@ -1,7 +1,8 @@
 """WebDataset shards as one indexed sequence of samples.
 
-A sample is the members of a tar that share a key (the name up to the first dot of its last part), one of them a
-picture, and a ``.json`` or ``.txt`` with its captions.
+A sample is the members of a tar that share a key (the name up to the first dot of its last part): a picture, and a
+``.json`` or ``.txt`` with its captions or a ``.cls`` with its label. A shard of pictures alone will do where nothing is
+compared but pictures.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.captions import clean_caption, parse_json
+from clipkit.pairs.classes import label_of, with_class_names
 from clipkit.pairs.files import ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
 from clipkit.pairs.mask import SIDECARS, kept
@@ -149,14 +151,20 @@ class ShardSet:
 
     def read_record(self, i: int) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The json and the captions of sample ``i``, without reading its picture."""
-        return self.parsed(i, self._bytes(i, 1), self._bytes(i, 2))
+        record, text, stored = (self._bytes(i, field) for field in (1, 2, 3))
+        return self.parsed(i, record, text, stored, self.locate(i)[0].classes if stored else ())
 
-    def parsed(self, i: int, record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """The json and the captions of sample ``i``, from the bytes of its ``.json`` and ``.txt``."""
+    def parsed(
+        self, i: int, record: bytes, text: bytes, stored: bytes, classes: tuple[str, ...] = ()
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The json and the captions of sample ``i``, from the bytes of its ``.json``, ``.txt`` and ``.cls``."""
         try:
-            return parse_captions(record, text)
+            meta, captions = parse_captions(record, text)
+            if stored and meta.get("label") is None:
+                meta["label"] = label_of(stored, classes)
         except ClipkitError as error:
             raise ClipkitError(f"{self.where(i)}: {error}") from None
+        return meta, captions
 
     def read_picture(self, i: int) -> bytes:
         """The encoded picture of sample ``i``."""
@@ -168,7 +176,7 @@ class ShardSet:
             self._files.fetch(self.locate(i) for i in samples)
 
     def _bytes(self, i: int, field: int) -> bytes:
-        """Picture (0), json (1) or txt (2) of sample ``i``."""
+        """Picture (0), json (1), txt (2) or cls (3) of sample ``i``."""
         try:
             return self._files.read(*self.locate(i), field)
         except OSError as error:
@@ -200,7 +208,7 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
             raise ClipkitError(f"{path}: filters hide every sample; run `clipkit filter` with lower thresholds")
         why = f" ({shard_set.problems[0]})" if shard_set.problems else ""
         raise ClipkitError(
-            f"{path}: no sample in {len(paths)} shard(s){why}; a sample is KEY.jpg beside KEY.txt or KEY.json"
+            f"{path}: no sample in {len(paths)} shard(s){why}; a sample is KEY.jpg beside KEY.txt, KEY.json or KEY.cls"
         )
     for problem in shard_set.problems[:5]:
         warnings.warn(problem, stacklevel=2)
@@ -227,9 +235,9 @@ def join_shards(sets: Sequence[ShardSet], weights: Sequence[float] = ()) -> Shar
 def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
     """Indexes of the shards; those of remote ones side by side, as they wait more than they compute."""
     if not any(isinstance(path, Remote) for path in paths):
-        return [kept(load_index(path)) for path in paths]
+        return [with_class_names(kept(load_index(path))) for path in paths]
     with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
-        return list(pool.map(lambda path: kept(load_index(path)), paths))
+        return list(pool.map(lambda path: with_class_names(kept(load_index(path))), paths))
 
 
 def remote_shards(url: str) -> list[Remote]:

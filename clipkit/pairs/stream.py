@@ -86,6 +86,7 @@ class PairReader:
         images = torch.zeros(0)  # made by the first one and filled in place: a list of them would be a second copy
         chosen: list[tuple[int, int, str]] = []
         ids: list[int] = []
+        labels: list[int] = []
         text_ids: list[int] = []
         image_groups: list[list[int]] = []
         text_groups: list[list[int]] = []
@@ -94,13 +95,14 @@ class PairReader:
         bad: list[Bad] = []
         for epoch, sample in items:
             try:
-                used, image, captions = self._read(epoch, sample, bad)
+                used, image, captions, label = self._read(epoch, sample, bad)
             except _LeftOut:
                 continue
             if image is not None:
                 images = images if ids else empty((len(items), *image.shape), image.dtype)
                 images[len(ids)] = image
             ids.append(used)
+            labels += [label] if label is not None else []
             delivered.append((epoch, sample))
             epoch_of[used] = epoch
             seed = sample_seed(self.seed, epoch, used, CAPTION)
@@ -121,7 +123,6 @@ class PairReader:
             cut = self.too_long(texts, [caption for _, _, caption in chosen])
         truncated = tuple((epoch_of[c[0]], c[0]) for c, was_cut in zip(chosen, cut, strict=False) if was_cut)
         image_ids = torch.tensor(ids, dtype=torch.int64)
-        labels = torch.tensor([self._label(i) for i in ids], dtype=torch.int64) if self.labels else None
         batch = PairBatch(
             None if self.picture is None else images[: len(ids)],
             texts,
@@ -130,7 +131,7 @@ class PairReader:
             tuple(bad),
             tuple(delivered),
             truncated,
-            labels,
+            torch.tensor(labels, dtype=torch.int64) if self.labels else None,
             torch.tensor(image_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
             torch.tensor(text_groups, dtype=torch.int64).view(-1, WIDTH) if self.guard else None,
             text_places=torch.tensor([place for _, place, _ in chosen], dtype=torch.int64),
@@ -160,7 +161,7 @@ class PairReader:
             joined[name] = torch.cat([before, rows.to(before.device)])
         return replace(batch, **joined, mined=len(chosen))
 
-    def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor | None, tuple[str, ...]]:
+    def _read(self, epoch: int, sample: int, bad: list[Bad]) -> tuple[int, Tensor | None, tuple[str, ...], int | None]:
         tried = sample
         for attempt in range(_TRIES):
             try:
@@ -169,9 +170,10 @@ class PairReader:
                     captions = self.shards.read_captions(tried)
                     if not captions:
                         raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
-                if self.picture is None:
-                    return tried, None, captions
-                return tried, self.picture(self.shards, tried, sample_seed(self.seed, epoch, tried, VIEW)), captions
+                label = self._label(tried) if self.labels else None
+                seed = sample_seed(self.seed, epoch, tried, VIEW)
+                image = None if self.picture is None else self.picture(self.shards, tried, seed)
+                return tried, image, captions, label
             except UnreachableError:
                 raise  # no fault of the sample: to go on without it would be a loss that nobody sees
             except ClipkitError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from clipkit.pairs import (
 )
 from clipkit.pairs.interactions import Corrected, InteractionSet, ReadItems, read_user
 from clipkit.pairs.negatives import FIELDS, negative_field, swapped, written
+from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.stream import Negatives
 from clipkit.pairs.views import draw_views
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
@@ -122,28 +124,56 @@ def check_samples(model: DualEncoder, shards: ShardSet, config: Config) -> None:
         _check_versions(model, shards)
     if compared == "labels":
         _check_labels(shards)
+    if compared in ("pairs", "pairs+views"):
+        _check_captions(shards)
     if config.data.negatives == "column":
         _check_negatives(shards)
 
 
+def without_captions(shards: ShardSet) -> int:
+    """How many samples were looked at, if none of them has a caption; else 0."""
+    return _looked_at_in_vain(shards, lambda _, captions: bool(captions))
+
+
+def _check_captions(shards: ShardSet) -> None:
+    """Refuse pictures of which none has a caption."""
+    if looked_at := without_captions(shards):
+        raise ClipkitError(
+            f"{shards.name}: none of its first {looked_at:,} samples has a caption; put KEY.txt beside KEY.jpg, let "
+            f"`clipkit prepare` make captions of labels, or take a recipe for pictures alone, such as --recipe simclr"
+        )
+
+
 def _check_labels(shards: ShardSet) -> None:
     """Refuse pictures of which none has a label: each would be compared with itself alone."""
-    looked_at = range(min(_LOOKED_AT, len(shards)))
-    if all(shards.read_record(i)[0].get("label") is None for i in looked_at):
+    if looked_at := _looked_at_in_vain(shards, lambda record, _: record.get("label") is not None):
         raise ClipkitError(
-            f"{shards.name}: none of its first {len(looked_at):,} samples has a label; give class folders or a column "
+            f"{shards.name}: none of its first {looked_at:,} samples has a label; give class folders or a column "
             f"called label, or take --recipe simclr"
         )
 
 
 def _check_negatives(shards: ShardSet) -> None:
     """Refuse --negatives column for samples of which none has any."""
-    looked_at = range(min(_LOOKED_AT, len(shards)))
-    if all(negative_field(shards.read_record(i)[0])[1] is None for i in looked_at):
+    if looked_at := _looked_at_in_vain(shards, lambda record, _: negative_field(record)[1] is not None):
         raise ClipkitError(
-            f"{shards.name}: none of its first {len(looked_at):,} samples has a negative; give a column or field "
+            f"{shards.name}: none of its first {looked_at:,} samples has a negative; give a column or field "
             f"called {', '.join(FIELDS[:-1])} or {FIELDS[-1]}, or pass --negatives swap or mined"
         )
+
+
+def _looked_at_in_vain(shards: ShardSet, has: Callable[[dict[str, Any], tuple[str, ...]], bool]) -> int:
+    """Of how many samples none has it, by its record and captions; 0 if one has. Bad ones are counted as without."""
+    looked_at = min(_LOOKED_AT, len(shards))
+    for i in range(looked_at):
+        try:
+            if has(*shards.read_record(i)):
+                return 0
+        except UnreachableError:
+            raise
+        except ClipkitError:  # a bad sample is the stream's to replace
+            continue
+    return looked_at
 
 
 def _check_versions(model: DualEncoder, shards: ShardSet) -> None:

@@ -98,3 +98,17 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "junk.tar").write_bytes(b"junk" * 500)
     with pytest.raises(ClipkitError, match=r"junk\.tar: not a tar file"):
         prepare(tmp_path / "junk.tar", tmp_path / "other")
+
+
+def test_labels_without_captions_are_made_captions(tmp_path: Path) -> None:
+    members = [(f"{n}.{ext}", data) for n in range(2) for ext, data in (("jpg", picture(n)), ("cls", str(n).encode()))]
+    tar(tmp_path / "in" / "test" / "0.tar", members)
+    (tmp_path / "in" / "classnames.txt").write_text("tit\nowl\n")
+    source = read_shards(tmp_path / "in", template="an image of a {}")
+    assert [(r.captions, r.meta["label"], r.split) for r in source.records] == [
+        (("an image of a tit",), "tit", "test"),
+        (("an image of a owl",), "owl", "test"),
+    ]
+    assert not source.skipped
+    with pytest.raises(ClipkitError, match=r"no caption.*KEY.jpg beside KEY.txt, KEY.json or KEY.cls"):
+        read_shards(tar(tmp_path / "bare.tar", [("0.jpg", picture(0))]))
