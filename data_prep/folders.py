@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
 from clipkit.inputs import text_lines
+from clipkit.pairs.index import compressed_tar
 from data_prep.records import IMAGE_SUFFIXES, SPLIT_NAMES, Record, Skipped, Source
 from data_prep.table_rows import decode_text
 from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
+COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 
 
 def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | None = None) -> Source:
@@ -38,6 +41,8 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | N
     if not pictures:
         if any(root.rglob("*.tar")):
             raise ClipkitError(f"{root}: these are shards already; use them as they are")
+        if packed := next((file for file in sorted(root.rglob("*")) if COMPRESSED_TAR.search(file.name)), None):
+            raise compressed_tar(packed)
         raise ClipkitError(f"{root}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
     splits = _splits(root, pictures)
     if any(picture.with_suffix(".txt").is_file() for picture in pictures):

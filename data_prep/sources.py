@@ -10,8 +10,9 @@ import tyro
 
 from clipkit.cache import cache_dir
 from clipkit.errors import ClipkitError, did_you_mean
+from clipkit.pairs.index import compressed_tar
 from data_prep.again import read_shards
-from data_prep.folders import TEMPLATE, read_folder
+from data_prep.folders import COMPRESSED_TAR, TEMPLATE, read_folder
 from data_prep.huggingface import fetch_dataset, is_parquet_folder, is_saved, read_dataset
 from data_prep.known import is_token_file, read_json, read_tokens
 from data_prep.records import Source
@@ -63,6 +64,8 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
         )
     if where.is_dir():
         return _read_folder(where, options, pass_by)
+    if where.is_file() and COMPRESSED_TAR.search(where.name):
+        raise compressed_tar(where)
     if where.is_file() and where.suffix.lower() != ".tar":
         return _read_file(where, options)
     if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):

@@ -24,6 +24,7 @@ MAX_PIXELS = 178_956_970  # PIL's own bound: a larger picture is refused as a de
 INDEX_FORMAT = 3
 INDEX_SUFFIX = ".index.npz"
 RECORDS = ("json", "txt", "cls")  # what a sample holds beside its picture
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 _REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
 _REMOTE_STRETCH = 1 << 23
 
@@ -61,6 +62,8 @@ def build_index(path: Path | Remote) -> ShardIndex:
         except OSError as error:
             raise ClipkitError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not members and damages:
+        if _head(path).startswith(_COMPRESSED):
+            raise compressed_tar(path)
         raise ClipkitError(f"{path}: not a tar file (no tar header found); shards are plain .tar files")
     problems = [_damage(d) for d in damages]
     samples: dict[str, dict[str, int]] = {}  # key -> extension -> which member
@@ -106,6 +109,20 @@ def build_index(path: Path | Remote) -> ShardIndex:
     digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
     digest.update(array.tobytes())
     return ShardIndex(path, keys, extensions, array, problems, digest.hexdigest())
+
+
+def compressed_tar(path: Path | Remote) -> ClipkitError:
+    """What is said of a tar that is compressed."""
+    return ClipkitError(
+        f"{path}: a compressed tar, in which no sample can be looked up; unpack it (gunzip, unzstd) to a plain .tar"
+    )
+
+
+def _head(path: Path | Remote) -> bytes:
+    if isinstance(path, Remote):
+        return path.read(0, 8)
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def _damage(damage: Damage) -> str:

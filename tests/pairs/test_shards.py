@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import pickle
 import random
@@ -340,3 +343,12 @@ def test_threads_that_read_more_shards_than_may_be_open_get_their_own_bytes(
     wanted = np.random.default_rng(0).integers(0, 36, 6000).tolist()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda i: shards.read_record(i)[1], wanted)) == [expected[i] for i in wanted]
+
+
+def test_a_compressed_tar_is_told(tmp_path: Path, write_shards: Write) -> None:
+    plain = next(write_shards(tmp_path / "s", 1, 4).glob("*.tar"))
+    for compress in (gzip.compress, bz2.compress, lzma.compress):
+        (tmp_path / "packed.tar").write_bytes(compress(plain.read_bytes()))
+        assert "packed.tar: a compressed tar, in which no sample can be looked up; unpack" in message(
+            tmp_path / "packed.tar"
+        )
