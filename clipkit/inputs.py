@@ -14,6 +14,7 @@ from typing import Any
 
 from clipkit.cache import atomic_write
 from clipkit.errors import ClipkitError
+from clipkit.lines import text_lines
 
 _CAPTIONS = ("caption", "text", "title", "captions")  # names of a table's column
 
@@ -75,11 +76,6 @@ def read_lines(path: str | Path) -> list[str]:
     if not lines:
         raise ClipkitError(f"{path}: no line with text in it")
     return lines
-
-
-def text_lines(text: str) -> list[str]:
-    """The lines of ``text``; unlike for ``str.splitlines``, they do not end at U+2028 and the like."""
-    return re.split(r"\r\n?|\n", text)
 
 
 def read_captions(path: str | Path) -> list[str]:

@@ -220,7 +220,8 @@ def _table(path: Path, separator: str | None, encoding: str | None) -> tuple[lis
     from data_prep.table_rows import repeated, table_rows
 
     if not path.is_file():
-        raise ClipkitError(f"{path}: no such file; give one table (CSV, TSV, JSONL or parquet)")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise ClipkitError(f"{path}: {what}; give one table (CSV, TSV, JSONL or parquet)")
     columns, rows = table_rows(path, separator, encoding, (*FIRST, *SECOND, *USER, *ITEM))
     if twice := repeated(columns):
         raise ClipkitError(f"{path}: two columns are called {twice!r}; give them different names")

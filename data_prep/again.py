@@ -7,9 +7,12 @@ from pathlib import Path
 from clipkit.errors import ClipkitError
 from data_prep.folders import TEMPLATE
 from data_prep.records import SPLIT_NAMES, SPLITS, FileSlice, Record, Skipped, Source
+from data_prep.tables import caption_texts
 
 
-def read_shards(path: str | Path, pass_by: bool = False, template: str = TEMPLATE) -> Source:
+def read_shards(
+    path: str | Path, pass_by: bool = False, template: str = TEMPLATE, caption_column: str | None = None
+) -> Source:
     """Records of the shards at ``path``: a tar, a folder or pattern of them, or a folder with a folder per split.
     Shards that lie beside what is read are listed.
 
@@ -19,14 +22,16 @@ def read_shards(path: str | Path, pass_by: bool = False, template: str = TEMPLAT
         path: where they are.
         pass_by: list a shard that cannot be read at all, and go on with the others.
         template: makes a caption of a label, for samples that have no other.
+        caption_column: what the captions are called in the samples' json, instead of ``captions`` or ``caption``.
 
     Raises:
         ClipkitError: there are none, or they hold no sample.
     """
+    from clipkit.pairs.captions import clean_caption
     from clipkit.pairs.classes import with_class_names
     from clipkit.pairs.index import load_index
     from clipkit.pairs.mask import kept
-    from clipkit.pairs.shards import ShardSet, shard_paths
+    from clipkit.pairs.shards import ShardSet, no_caption, shard_paths
 
     splits, beside = _splits(Path(path))
     records: list[Record] = []
@@ -51,12 +56,16 @@ def read_shards(path: str | Path, pass_by: bool = False, template: str = TEMPLAT
                 except ClipkitError as error:
                     skipped.append(Skipped(where, str(error).removeprefix(f"{where}: ")))
                     continue
-                if not captions and meta.get("label") is not None:
+                if caption_column is not None:
+                    said, _ = caption_texts(meta.get(caption_column))
+                    captions = tuple(clean_caption(text) for text in said)
+                if not captions and caption_column is None and meta.get("label") is not None:
                     captions = (template.replace("{}", str(meta["label"])),)
                 if not captions:
-                    skipped.append(Skipped(where, "no caption, or only empty ones"))
+                    skipped.append(Skipped(where, no_caption(meta)))
                     continue
-                rest = {name: value for name, value in meta.items() if name not in ("captions", "caption")}
+                said_in = ("captions", "caption", caption_column)
+                rest = {name: value for name, value in meta.items() if name not in said_in}
                 image = FileSlice(tar, *(int(n) for n in index.spans[row, 0]))
                 captions = tuple(dict.fromkeys(captions))
                 records.append(Record(key, image, captions, {**rest, "file": rest.get("file", where)}, split))

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import text_lines
+from clipkit.lines import text_lines
 from clipkit.pairs.index import compressed_tar
 from data_prep.records import IMAGE_SUFFIXES, SPLIT_NAMES, Record, Skipped, Source
-from data_prep.table_rows import decode_text
+from data_prep.table_rows import TABLE_SUFFIXES, decode_text
 from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
+_TABLES = (*TABLE_SUFFIXES, ".txt")
 COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 
 
@@ -47,6 +48,13 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | N
     splits = _splits(root, pictures)
     if any(picture.with_suffix(".txt").is_file() for picture in pictures):
         return _captioned(root, pictures, splits, encoding)
+    tables = [f for f in sorted([*root.glob("*"), *root.glob("*/*")]) if f.suffix.lower() in _TABLES and f.is_file()]
+    tables = [file for file in tables if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    if tables and len({picture.parent for picture in pictures}) == 1:  # no classes: of one there is nothing to learn
+        raise ClipkitError(
+            f"{root}: its pictures lie in one folder and have no .txt beside them; if {tables[0].name} holds their "
+            f"captions, give {tables[0]}"
+        )
     depth = 2 if splits else 1
     if all(len(picture.relative_to(root).parts) <= depth for picture in pictures):
         raise ClipkitError(

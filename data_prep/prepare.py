@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from data_prep.engine import Engine, cores
 from data_prep.filters import Filters, apply_filters
 from data_prep.images import Encoding
 from data_prep.planning import Copies, PlanRule, SplitRule
-from data_prep.records import Record, Source, Summary
+from data_prep.records import Record, Skipped, Source, Summary, unseen
 from data_prep.shards import write_shards
 from data_prep.sources import STARTER, SourceOptions, read_source
 
@@ -105,8 +105,10 @@ def prepare(
         )
     else:
         options = reading or SourceOptions(**more_reading)
+        read = read_source(source, options)
+        evaluation, not_seen = _evaluation(copies.decontaminate, options)
         summary = _write(
-            read_source(source, options),
+            replace(read, skipped=[*not_seen, *read.skipped]),
             out,
             samples_per_shard,
             processes=processes,
@@ -121,7 +123,7 @@ def prepare(
                 copies.dedup_model,
                 copies.dedup_threshold,
             ),
-            evaluation=_evaluation(copies.decontaminate, options),
+            evaluation=evaluation,
             languages=language.can_detect(),
             max_bad_fraction=max_bad_fraction,
             overwrite=overwrite,
@@ -138,6 +140,7 @@ def _write(read: Source, out: str | Path, samples_per_shard: int, **options: Any
     )
 
 
-def _evaluation(sources: Sequence[str], options: SourceOptions) -> list[Record]:
-    """The pictures of all evaluation sets."""
-    return [record for source in sources for record in read_source(source, options).records]
+def _evaluation(sources: Sequence[str], options: SourceOptions) -> tuple[list[Record], list[Skipped]]:
+    """The pictures of all evaluation sets, and what could not be read of them."""
+    read = [read_source(source, options) for source in sources]
+    return [r for source in read for r in source.records], [unseen(s.file, s.reason) for r in read for s in r.skipped]

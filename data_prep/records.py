@@ -77,14 +77,19 @@ class Skipped:
     """Something in the source that did not become a sample, and why.
 
     ``row`` says that it is one row of a table (a caption) and not a whole picture. ``kind`` is ``bad`` for what
-    cannot be used, ``mendable`` for what may be there another time, ``copy`` for a picture that is there already and
-    ``evaluation`` for one that an evaluation set holds.
+    cannot be used, ``mendable`` for what may be there another time, ``copy`` for a picture that is there already,
+    ``evaluation`` for one that an evaluation set holds and ``unseen`` for one of such a set that cannot be read.
     """
 
     file: str
     reason: str
     row: bool = False
     kind: str = "bad"
+
+
+def unseen(file: str, reason: str) -> Skipped:
+    """What is said of a picture of an evaluation set that cannot be read."""
+    return Skipped(file, f"in an evaluation set, and cannot be read ({reason}): training may hold it", kind="unseen")
 
 
 @dataclass(frozen=True)

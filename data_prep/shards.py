@@ -24,7 +24,7 @@ from clipkit.errors import ClipkitError, did_you_mean
 from data_prep.engine import Engine, run_tasks
 from data_prep.images import Encoding
 from data_prep.planning import Placed, Plan, PlanRule, SplitRule, make_plan
-from data_prep.records import Record, Skipped, SplitSummary, Summary
+from data_prep.records import Record, Skipped, SplitSummary, Summary, unseen
 from data_prep.scores import SIDES
 from data_prep.stage import EXTENSIONS, PIECE, Facts, StageTask, joined, stage, stage_tasks
 from data_prep.tars import Member, ShardTask, write_shard
@@ -95,7 +95,8 @@ def write_shards(
         seen, facts = joined(done[: len(others)]), joined(done[len(others) :])
         pairs = _embedding_copies(pieces, facts, rule, engine) if rule.model else []
         plan = make_plan(records, facts, rule, seen if others else None, pairs)
-        listed = [*skipped, *plan.left_out]
+        hidden = sorted(seen.reasons.items()) if others else []
+        listed = [*skipped, *(unseen(evaluation[row].name, why) for row, (why, _) in hidden), *plan.left_out]
         try:
             _check_share(plan, listed, max_bad_fraction, source or str(out))
         except ClipkitError:
@@ -249,7 +250,7 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
         raise ClipkitError(f"{source}: nothing is left: the evaluation sets hold all {seen:,} good pictures")
     if not samples:
         raise ClipkitError(f"{source}: not one good picture ({first}); check the files")
-    left_out = len(skipped) - len(bad)  # copies and the like are good pictures
+    left_out = sum(entry.kind in ("copy", "evaluation") for entry in skipped)  # which are good pictures
     for n_bad, good, what in ((len(bad) - rows, len(samples) + left_out, "pictures"), (rows, captions, "rows")):
         if n_bad / (n_bad + good) > limit:
             raise ClipkitError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -15,7 +15,7 @@ from data_prep.again import read_shards
 from data_prep.folders import COMPRESSED_TAR, TEMPLATE, read_folder
 from data_prep.huggingface import fetch_dataset, is_parquet_folder, is_saved, read_dataset
 from data_prep.known import is_token_file, read_json, read_tokens
-from data_prep.records import Source
+from data_prep.records import SPLIT_NAMES, Source
 from data_prep.table_rows import TABLE_SUFFIXES
 from data_prep.tables import RowOptions, read_table
 from data_prep.urls import FetchLimits
@@ -69,7 +69,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
     if where.is_file() and where.suffix.lower() != ".tar":
         return _read_file(where, options)
     if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):
-        return read_shards(path, pass_by, options.template)
+        return read_shards(path, pass_by, options.template, options.caption_column)
     if str(path) == STARTER:
         from data_prep import cached_shards
 
@@ -84,15 +84,33 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
 
 def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
     if any(where.glob("*.tar")) or any(where.glob("*/*.tar")):
-        return read_shards(where, pass_by, options.template)
+        return read_shards(where, pass_by, options.template, options.caption_column)
     if is_saved(where):
         return read_dataset(where, _row_options(options))
     for name in _METADATA:
         if (where / name).is_file():
             return _read_file(where / name, options)
+    if of_splits := _split_tables(where):
+        return _joined(where, {split: _read_file(table, options) for split, table in of_splits.items()})
     if is_parquet_folder(where):
         return read_dataset(where, _row_options(options))
     return read_folder(where, template=options.template, encoding=options.encoding)
+
+
+def _split_tables(where: Path) -> dict[str, Path]:
+    """Split to the metadata in the folder that is named like it."""
+    found: dict[str, Path] = {}
+    for folder in sorted(where.iterdir()):
+        tables = [folder / name for name in _METADATA if (folder / name).is_file()]
+        if tables and (split := SPLIT_NAMES.get(folder.name.lower())):
+            found.setdefault(split, tables[0])
+    return found
+
+
+def _joined(where: Path, parts: dict[str, Source]) -> Source:
+    """The splits' own sources as one."""
+    records = [replace(record, split=split) for split, part in parts.items() for record in part.records]
+    return Source(str(where), records, [skipped for part in parts.values() for skipped in part.skipped])
 
 
 def _read_file(where: Path, options: SourceOptions) -> Source:

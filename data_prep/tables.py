@@ -7,11 +7,14 @@ the order of first appearance. Every other column goes to ``meta``. A list of ad
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,12 +233,22 @@ def caption_texts(cell: Any) -> tuple[list[str], str]:
     object the text under one of ``SAID`` is taken. Empty ones are dropped."""
     captions: list[str] = []
     odd = ""
-    for said in _flat(cell):
+    for said in _flat(_listed(cell) if isinstance(cell, str) and cell.lstrip().startswith("[") else cell):
         if isinstance(said, str | int | float):
             captions += [text] if (text := " ".join(str(said).split())) else []
         else:
             odd = f"an object without {', '.join(SAID)}" if isinstance(said, dict) else f"a {type(said).__name__}"
     return captions, odd
+
+
+def _listed(cell: str) -> str | list[str]:
+    """The texts in ``cell``, if it is a list of texts as JSON or Python writes one; else ``cell``."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = parse(cell.strip())
+            if isinstance(found, list) and found and all(isinstance(said, str) for said in found):
+                return found
+    return cell
 
 
 def _flat(cell: Any) -> Iterator[Any]:

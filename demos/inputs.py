@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ClipkitError
-from clipkit.inputs import captions_in, text_lines
+from clipkit.inputs import captions_in
+from clipkit.lines import text_lines
 from clipkit.pairs import PictureSpec, decode_image, fit
 from clipkit.pairs.captions import whole_characters
 from clipkit.pairs.decode import open_picture

@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["errors", "config", "pairs", "encoders", "objectives", "evaluation", "training", "inference"]
-GROUND = ("cache", "run_file")  # beside config
+GROUND = ("cache", "lines", "run_file")  # beside config
 LEVEL = {name: level for level, name in enumerate(ROOMS)}
 LEVEL |= {name: ROOMS.index("config") for name in GROUND}
 TOP = len(ROOMS)

@@ -88,8 +88,11 @@ def sts(first_ND: Any, second_ND: Any, scores_N: Any, bootstrap: int = 1000, see
     if (scores == scores[0]).all():
         raise ClipkitError(f"all {len(scores)} scores are {scores[0]:g}: there is no order to compare with")
     bootstrap = check_draws(bootstrap)
-    cosines = np.einsum("nd,nd->n", first_ND.astype(np.float64), second_ND.astype(np.float64))
-    cosines = cosines.round(12)  # equal embeddings tie, whatever the last bit of a sum says
+    first, second = first_ND.astype(np.float64), second_ND.astype(np.float64)
+    products = np.einsum("nd,nd->n", first, second)
+    # over norms of float64: in float32 they are 1 to seven digits, and equal embeddings would not tie
+    norms = [np.sqrt(np.einsum("nd,nd->n", x, x)) for x in (first, second)]
+    cosines = (products / (norms[0] * norms[1])).round(12)
 
     value = float(_spearman(cosines[None], scores[None])[0])
     protocol = f"Spearman's correlation of cosine and score over {len(scores):,} pairs, ties by mean rank"

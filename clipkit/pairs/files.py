@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -17,6 +18,12 @@ from clipkit.pairs.order import CHUNK
 from clipkit.pairs.remote import Remote
 
 _OPEN_FILES = 256
+OF_THE_PROCESS = {
+    errno.EMFILE: "raise its limit with `ulimit -n 4096`, or take fewer and larger shards",
+    errno.ENFILE: "the machine has too many files open; close other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, or lower --workers or --batch-size",
+}
+"""Errors that are no fault of what is read, and what helps."""
 _SPREAD = 4  # a chunk whose bytes lie so many times further apart than they are is read sample by sample
 
 
@@ -64,8 +71,18 @@ class ShardFiles:
             if file is None:
                 while len(self._files) >= _OPEN_FILES:
                     self._files.pop(next(iter(self._files)))  # closed when the last thread that reads it lets go
-                file = self._files[path] = io.FileIO(path)
+                file = self._files[path] = self._new(path)
             return file
+
+    def _new(self, path: str) -> io.FileIO:
+        """``path``, opened; the files that are open already make room where the process may have no more."""
+        while True:
+            try:
+                return io.FileIO(path)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                    raise
+                self._files.pop(next(iter(self._files)))
 
     def close(self) -> None:
         """Close the files; reading opens them again."""

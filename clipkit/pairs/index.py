@@ -25,6 +25,7 @@ INDEX_FORMAT = 3
 INDEX_SUFFIX = ".index.npz"
 RECORDS = ("json", "txt", "cls")  # what a sample holds beside its picture
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
+_NAMED = 6  # members of a sample that are told by name
 _REMOTE_AHEAD = 1 << 20  # a request takes as long as the reading of so many bytes
 _REMOTE_STRETCH = 1 << 23
 
@@ -96,7 +97,7 @@ def build_index(path: Path | Remote) -> ShardIndex:
     for key, fields in samples.items():
         extension = "jpg" if "jpg" in fields else next((e for e in IMAGE_EXTENSIONS if e in fields), "")
         if not extension:
-            problems.append(f"{key!r} has no picture ({', '.join(fields)})")
+            problems.append(f"{key!r} has no picture ({_listed(fields)})")
         elif not only_pictures and not any(name in fields for name in RECORDS):
             problems.append(f"{key!r} has neither .json nor .txt nor .cls")
         else:
@@ -109,6 +110,12 @@ def build_index(path: Path | Remote) -> ShardIndex:
     digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
     digest.update(array.tobytes())
     return ShardIndex(path, keys, extensions, array, problems, digest.hexdigest())
+
+
+def _listed(fields: dict[str, int]) -> str:
+    names = ", ".join(list(fields)[:_NAMED])
+    more = len(fields) - _NAMED
+    return f"{names}, and {more:,} more: a key ends at the first dot of the name" if more > 0 else names
 
 
 def compressed_tar(path: Path | Remote) -> ClipkitError:

@@ -44,7 +44,8 @@ class Ring:
     """Slots of memory that forked reading processes share with the one that started them.
 
     Each process fills slots of its own, and only free ones: where none is free, or a batch is larger than the first
-    was, it takes new memory, as without a ring. A slot is free again when the last tensor over it is gone.
+    was, it takes new memory, as without a ring. A slot is free again when the last tensor over it is gone in the
+    process that they read for; one that is forked from it later should copy the pictures that it wants to keep.
 
     Args:
         workers: how many reading processes there will be.

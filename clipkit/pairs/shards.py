@@ -7,6 +7,7 @@ compared but pictures.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
+from clipkit.lines import text_lines
 from clipkit.pairs.captions import clean_caption, parse_json
 from clipkit.pairs.classes import label_of, with_class_names
-from clipkit.pairs.files import ShardFiles
+from clipkit.pairs.files import OF_THE_PROCESS, ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
 from clipkit.pairs.mask import SIDECARS, kept
-from clipkit.pairs.remote import Remote, find_remote, is_remote, list_remote
+from clipkit.pairs.remote import Remote, UnreachableError, find_remote, is_remote, list_remote
 
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
+_SHOWN = 5  # problems of shards that are told one by one
 _TOGETHER = 16  # remote shards that are opened at a time
 _REMEMBERED = 65_536  # samples whose captions stay in memory
 
@@ -180,7 +183,10 @@ class ShardSet:
         try:
             return self._files.read(*self.locate(i), field)
         except OSError as error:
-            raise ClipkitError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
+            why = f"{self.where(i)}: cannot be read ({error.strerror or error})"
+            if help_ := OF_THE_PROCESS.get(error.errno or 0):
+                raise UnreachableError(f"{why}; {help_}") from None
+            raise ClipkitError(why) from None
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
@@ -210,8 +216,13 @@ def open_shards(path: str | Path, name: str | None = None, root: Path | None = N
         raise ClipkitError(
             f"{path}: no sample in {len(paths)} shard(s){why}; a sample is KEY.jpg beside KEY.txt, KEY.json or KEY.cls"
         )
-    for problem in shard_set.problems[:5]:
+    problems = shard_set.problems
+    for problem in problems[:_SHOWN]:
         warnings.warn(problem, stacklevel=2)
+    if len(problems) > _SHOWN:
+        in_shards = sum(bool(shard.problems) for shard in shards)
+        rest = f"{len(problems) - _SHOWN:,} more problems; {in_shards:,} of {len(shards):,} shards have some"
+        warnings.warn(f"{shard_set.name}: {rest}; `clipkit doctor` lists them", stacklevel=2)
     return shard_set
 
 
@@ -293,11 +304,17 @@ def _checked(paths: list[Path]) -> list[Path]:
     return paths
 
 
+def no_caption(meta: dict[str, Any]) -> str:
+    """Why a sample with this json has no caption."""
+    names = ", ".join(str(name)[:40] for name in list(meta)[:10])
+    return "no caption, or only empty ones" + (f" (its json has {names}; captions is what is read)" if names else "")
+
+
 def parse_captions(record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
 
     Raises:
-        ClipkitError: the json is no json, or holds something else than captions.
+        ClipkitError: the json is no json, or holds something else than captions; or the text is no UTF-8.
     """
     meta: dict[str, Any] = {}
     if record:
@@ -307,8 +324,21 @@ def parse_captions(record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[st
             raise ClipkitError("its .json is not valid JSON, or nested too deeply") from None
         if not isinstance(meta, dict):
             raise ClipkitError(f"its .json holds a {type(meta).__name__}, expected an object")
-    stored = meta.get("captions") or text.decode("utf-8", "replace") or meta.get("caption") or []
-    if not isinstance(stored, (str, list)):
-        raise ClipkitError(f"the captions in its .json are a {type(stored).__name__}, not a list of texts")
-    captions = [stored] if isinstance(stored, str) else stored
-    return meta, tuple(cleaned for c in captions if isinstance(c, str) and (cleaned := clean_caption(c)))
+    for stored in (meta.get("captions"), _lines(text), meta.get("caption")):
+        if stored and not isinstance(stored, str | list):
+            raise ClipkitError(f"the captions in its .json are a {type(stored).__name__}, not a list of texts")
+        said = [stored] if isinstance(stored, str) else stored or []
+        if captions := tuple(cleaned for c in said if isinstance(c, str) and (cleaned := clean_caption(c))):
+            return meta, captions
+    return meta, ()
+
+
+def _lines(text: bytes) -> list[str]:
+    """The captions in a ``.txt``, one a line, as in a folder of pictures."""
+    if not text:
+        return []
+    utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return text_lines(text.decode("utf-16" if utf16 else "utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ClipkitError("its .txt is not UTF-8; write it again in UTF-8") from None

@@ -26,7 +26,7 @@ from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_see
 from clipkit.pairs.pipes import PipeBatches, PipeSet
 from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.ring import Empty, Ring, new_memory
-from clipkit.pairs.shards import ShardSet
+from clipkit.pairs.shards import ShardSet, no_caption
 from clipkit.pairs.workers import Ahead, raised, read_in_workers, start_quietly
 
 CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds; 4 is the dropout of a step
@@ -169,7 +169,8 @@ class PairReader:
                 if self.texts is not None:
                     captions = self.shards.read_captions(tried)
                     if not captions:
-                        raise ClipkitError(f"{self.shards.where(tried)}: no caption, or only empty ones")
+                        meta = self.shards.read_record(tried)[0]
+                        raise ClipkitError(f"{self.shards.where(tried)}: {no_caption(meta)}")
                 label = self._label(tried) if self.labels else None
                 seed = sample_seed(self.seed, epoch, tried, VIEW)
                 image = None if self.picture is None else self.picture(self.shards, tried, seed)

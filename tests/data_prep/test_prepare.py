@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from data_prep_helpers import captions, content, pictures, samples
+from data_prep_helpers import captions, content, picture, pictures, samples
 
 from clipkit.data_option import left_out_of
 from clipkit.errors import ClipkitError
@@ -154,3 +155,19 @@ def test_a_killed_conversion_does_not_spoil_the_cache(tmp_path: Path) -> None:
     place = cached_shards(path, cache)
     assert is_whole(place) and len(samples(place)) == 400
     assert [p for p in place.parent.iterdir() if p.is_dir()] == [place]
+
+
+def test_evaluation_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    (tmp_path / "broken.png").write_bytes(b"x")
+    (tmp_path / "all.csv").write_text("image,caption\n0.png,a\n1.png,b\n2.png,c\n")
+    (tmp_path / "eval.csv").write_text("image,caption\n0.png,a\ngone.png,b\nbroken.png,b\n")
+    done = prepare(
+        tmp_path / "all.csv", tmp_path / "out", copies=CopyOptions(decontaminate=(str(tmp_path / "eval.csv"),))
+    )
+    assert done.samples == 2 and done.skipped == 3
+    said = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    unseen = {Path(entry["file"]).name: entry["reason"] for entry in said if entry["kind"] == "unseen"}
+    assert set(unseen) == {"gone.png", "broken.png"}
+    assert all("an evaluation set, and cannot be read" in r and "training may hold it" in r for r in unseen.values())

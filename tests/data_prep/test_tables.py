@@ -10,7 +10,7 @@ from data_prep_helpers import captions, picture, pictures
 
 from clipkit.errors import ClipkitError
 from data_prep.prepare import prepare
-from data_prep.tables import read_table
+from data_prep.tables import caption_texts, read_table
 
 
 def table(folder: Path, text: str, name: str = "captions.csv", encoding: str = "utf-8") -> Path:
@@ -339,3 +339,14 @@ def test_json_that_is_nested_too_deeply_is_listed(tmp_path: Path, deep: str) -> 
     source = read_table(table(tmp_path, '{"image": "0.jpg", "caption": "a"}\n' + deep, "deep.jsonl"))
     assert [r.captions for r in source.records] == [("a",)]
     assert "nested too deeply" in source.skipped[0].reason
+
+
+@pytest.mark.parametrize("cell", ['["a dog .", "two \\"cats\\""]', "['a dog .', 'two \"cats\"']"])
+def test_a_list_of_captions_written_as_text(cell: str) -> None:
+    """As Flickr30k's table on the Hugging Face hub has them, and as pandas writes lists."""
+    assert caption_texts(cell) == (["a dog .", 'two "cats"'], "")
+
+
+@pytest.mark.parametrize("cell", ["[a dog]", "[1, 2]", "[] empty", '["a", 2]', "[" * 50_000, "['a'"])
+def test_a_caption_may_begin_with_a_bracket(cell: str) -> None:
+    assert caption_texts(cell) == ([cell], "")

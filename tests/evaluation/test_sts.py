@@ -160,3 +160,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("sentence1,sentence2,score\né,b,1\n".encode("latin-1"))
     with pytest.raises(ClipkitError, match="not UTF-8"):
         read_sentence_pairs(tmp_path / "latin.csv")
+
+
+def test_equal_embeddings_tie_though_float32_rounds_their_norms() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in rng.normal(size=(2, 40, 384))
+    )
+    same = np.arange(40) < 20
+    second[same] = first[same]
+    scores = np.where(same, rng.integers(3, 6, 40), rng.integers(0, 3, 40))
+    exact = np.where(same, 1.0, (first.astype(np.float64) * second).sum(1))
+    true = stats.spearmanr(exact, scores).statistic
+    assert sts(first, second, scores, bootstrap=0).spearman.value == pytest.approx(true, abs=1e-12)
+    assert sts(first, first, scores, bootstrap=0).spearman.value == 0

@@ -23,6 +23,7 @@ import pytest
 from clipkit.errors import ClipkitError
 from clipkit.pairs import ShardSet, open_shards, shards
 from clipkit.pairs.index import load_index
+from clipkit.pairs.remote import UnreachableError
 
 Write = Callable[..., Path]
 
@@ -352,3 +353,56 @@ def test_a_compressed_tar_is_told(tmp_path: Path, write_shards: Write) -> None:
         assert "packed.tar: a compressed tar, in which no sample can be looked up; unpack" in message(
             tmp_path / "packed.tar"
         )
+
+
+def test_a_process_that_may_open_few_files_reads_all_the_same(tmp_path: Path, write_shards: Write) -> None:
+    """Files that are open make room; where none is, the run stops, as another sample would fare no better."""
+    resource = pytest.importorskip("resource")
+    found = open_shards(write_shards(tmp_path / "s", 40, 1))
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, limits[1]))
+        assert [s.captions[0] for s in found] == [f"{n} a" for n in range(40)]
+        found.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        with pytest.raises(UnreachableError, match=r"000003\.jpg: cannot be read \(Too many open files\).*ulimit -n"):
+            found.read(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_txt_holds_a_caption_a_line_as_in_a_folder(
+    tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]
+) -> None:
+    texts = {
+        "0": "a dog\r\n\n a  cat\none\u2028line\n".encode(),
+        "1": "\ufeffÄpfel\nBirnen".encode("utf-16-le"),
+        "2": "\ufeffÄpfel".encode(),
+        "3": "Äpfel".encode("latin-1"),
+    }
+    members = [(f"{key}.{ext}", data) for key in texts for ext, data in (("jpg", picture(0)), ("txt", texts[key]))]
+    found = open_shards(write_tar(tmp_path / "0.tar", members))
+    assert [found.read_captions(i) for i in range(3)] == [
+        ("a dog", "a cat", "one line"), ("Äpfel", "Birnen"), ("Äpfel",)
+    ]  # fmt: skip
+    with pytest.raises(ClipkitError, match=r"0\.tar/3\.jpg: its \.txt is not UTF-8"):
+        found.read_captions(3)
+
+
+@pytest.mark.parametrize("captions", [[""], [None], [], " "])
+def test_a_json_that_says_nothing_hides_no_txt(
+    captions: object, tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]
+) -> None:
+    members = [("0.jpg", picture(0)), ("0.txt", b"a dog"), ("0.json", json.dumps({"captions": captions}).encode())]
+    assert open_shards(write_tar(tmp_path / "0.tar", members)).read_captions(0) == ("a dog",)
+
+
+def test_many_problems_are_counted(tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]) -> None:
+    for n in range(3):
+        members = [("good.jpg", picture(0)), ("good.txt", b"a"), *((f"k{i}.txt", b"a") for i in range(4))]
+        write_tar(tmp_path / f"{n}.tar", [*members, *((f"key.{i}.txt", b"a") for i in range(30))])
+    with pytest.warns(UserWarning, match=r"10 more problems; 3 of 3 shards have some; `clipkit doctor` lists them"):
+        found = open_shards(tmp_path)
+    assert "and 24 more: a key ends at the first dot of the name" in found.problems[4]
