@@ -17,7 +17,7 @@ from clipkit.pairs.index import ShardIndex
 from clipkit.pairs.order import CHUNK
 from clipkit.pairs.remote import Remote
 
-_OPEN_FILES = 256
+_OPEN_FILES = 256  # at most, and of what the process may open a quarter: torch's batches need some as well
 OF_THE_PROCESS = {
     errno.EMFILE: "raise its limit with `ulimit -n 4096`, or take fewer and larger shards",
     errno.ENFILE: "the machine has too many files open; close other programs, or raise fs.file-max",
@@ -69,7 +69,7 @@ class ShardFiles:
         with self._lock:
             file = self._files.get(path)
             if file is None:
-                while len(self._files) >= _OPEN_FILES:
+                while len(self._files) >= _most_open():
                     self._files.pop(next(iter(self._files)))  # closed when the last thread that reads it lets go
                 file = self._files[path] = self._new(path)
             return file
@@ -91,6 +91,16 @@ class ShardFiles:
 
     def __reduce__(self) -> tuple[type[ShardFiles], tuple[()]]:
         return ShardFiles, ()
+
+
+def _most_open() -> int:
+    """Shards that are kept open at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _OPEN_FILES
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else max(1, min(_OPEN_FILES, soft // 4))
 
 
 def _chunk_bounds(spans: NDArray[np.int64]) -> NDArray[np.int64]:

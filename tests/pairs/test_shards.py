@@ -406,3 +406,16 @@ def test_many_problems_are_counted(tmp_path: Path, write_tar: Write, picture: Ca
     with pytest.warns(UserWarning, match=r"10 more problems; 3 of 3 shards have some; `clipkit doctor` lists them"):
         found = open_shards(tmp_path)
     assert "and 24 more: a key ends at the first dot of the name" in found.problems[4]
+
+
+def test_few_shards_are_kept_open_where_a_process_may_open_few_files(tmp_path: Path, write_shards: Write) -> None:
+    """A quarter: what hands batches from process to process needs files as well, and would wait for ever without."""
+    resource = pytest.importorskip("resource")
+    found = open_shards(write_shards(tmp_path / "s", 40, 1))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+        assert len(list(found)) == 40
+        assert len(found._files._files) == 32
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
