@@ -335,6 +335,7 @@ def test_the_guard_clears_sentences_that_say_the_same(tmp_path: Path) -> None:
         ("siglip", {"objective": "hard"}, "--objective is hard"),
         ("clip", {"siglip": True, "objective": "global"}, "--objective is global: leave it out or pass --no-siglip"),
         ("margin", {"siglip": True}, "--objective is margin"),
+        ("two_tower", {"train_data": "FOLDER"}, "classes.*: a folder; give one table"),
         ("supcon", {"train_data": "UNLABELLED"}, "none of its first 3 samples has a label"),
         ("clip", {"train_data": "PICTURES"}, "none of its first 3 samples has a caption; put KEY.txt beside KEY.jpg"),
         ("slip", {"train_data": "PICTURES"}, "none of its first 3 samples has a caption"),
@@ -352,6 +353,8 @@ def test_what_does_not_fit_is_said(
             "filepath,caption\n" + "".join(f"{path},a picture\n" for path in sorted(classes.rglob("*.png"))[:3])
         )
         settings = {**settings, "train_data": str(tmp_path / "captions.csv"), "batch_size": 2}
+    if settings.get("train_data") == "FOLDER":
+        settings = {**settings, "train_data": str(classes)}
     if settings.get("train_data") == "PICTURES":
         with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
             for path in sorted(classes.rglob("*.png"))[:3]:
