@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 @pytest.fixture(scope="module", params=["some", pytest.param("full", marks=pytest.mark.slow)])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of every world found, from one launch."""
-    return launch(WORKER, tmp_path_factory.mktemp("family"), worker.WORLDS, request.param)
+    return launch(WORKER, tmp_path_factory.mktemp("family"), worker.worlds_of(request.param), request.param)
 
 
 def assembled(ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 )  # the full product takes minutes
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank of every world found, from one launch."""
-    return launch(WORKER, tmp_path_factory.mktemp("ranks"), WORLDS, request.param)
+    return launch(WORKER, tmp_path_factory.mktemp("ranks"), worker.worlds_of(request.param), request.param)
 
 
 def of_kind(found: Found, world: int, kind: str) -> Iterator[tuple[str, list[str], list[dict[str, Any]]]]:
