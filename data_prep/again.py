@@ -27,11 +27,11 @@ def read_shards(
     Raises:
         ClipkitError: there are none, or they hold no sample.
     """
-    from clipkit.pairs.captions import clean_caption
+    from clipkit.pairs.captions import clean_caption, no_caption
     from clipkit.pairs.classes import with_class_names
     from clipkit.pairs.index import load_index
     from clipkit.pairs.mask import kept
-    from clipkit.pairs.shards import ShardSet, no_caption, shard_paths
+    from clipkit.pairs.shards import ShardSet, shard_paths
 
     splits, beside = _splits(Path(path))
     records: list[Record] = []
@@ -41,7 +41,7 @@ def read_shards(
     for place, split in places:
         for tar in shard_paths(place):
             try:
-                index = with_class_names(kept(load_index(tar)))
+                (index,) = with_class_names([kept(load_index(tar))])
             except ClipkitError as error:
                 if not pass_by:
                     raise

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
-from clipkit.lines import text_lines
+from clipkit.lines import decode_text, text_lines
 from clipkit.pairs.index import compressed_tar
 from data_prep.records import IMAGE_SUFFIXES, SPLIT_NAMES, Record, Skipped, Source
-from data_prep.table_rows import TABLE_SUFFIXES, decode_text
+from data_prep.table_rows import TABLE_SUFFIXES
 from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
+from clipkit.lines import decode_text
 from data_prep.records import Record, Skipped, Source
-from data_prep.table_rows import decode_text, read_text
+from data_prep.table_rows import read_text
 
 Row = tuple[str, list[Any], str | None, dict[str, Any]]
 """Picture, captions, split, what else is known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipkit.errors import ClipkitError
+from clipkit.lines import decode_text
 from clipkit.pairs.captions import parse_json
 from data_prep.cells import columns_of_bytes, rows_with_cells
 from data_prep.records import Skipped
@@ -271,19 +271,3 @@ def read_text(path: Path, encoding: str | None) -> str:
             f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare "
             f"or train"
         ) from None
-
-
-def decode_text(data: bytes, encoding: str | None, errors: str = "strict") -> str:
-    """``data`` in ``encoding``; if None in UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-        ClipkitError: there is no such encoding.
-        UnicodeDecodeError: ``data`` are no such text.
-    """
-    if encoding is None:
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if utf16 else "utf-8-sig"
-    try:
-        return data.decode(encoding, errors)
-    except LookupError:
-        raise ClipkitError(f"{encoding}: no such text encoding; try utf-8 or latin-1") from None

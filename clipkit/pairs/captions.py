@@ -1,13 +1,18 @@
-"""Captions as they are used: mended where an encoding was mistaken for another, in single spaces."""
+"""Captions as samples hold them, and as they are used: mended where an encoding was mistaken for another, in single
+spaces."""
 
 from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import ftfy
 from ftfy.fixes import fix_surrogates
+
+from clipkit.errors import ClipkitError
+from clipkit.lines import decode_text, text_lines
 
 _DEEPEST = 100  # lists and objects inside one another: far from Python's own bound, which a later step may meet
 
@@ -49,3 +54,49 @@ def parse_json(text: str | bytes) -> Any:
                 return value
         raise ValueError("it is nested too deeply")
     return value
+
+
+def parse_captions(record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
+
+    Raises:
+        ClipkitError: the json is no json, or holds something else than captions; or the text is no UTF-8.
+    """
+    meta: dict[str, Any] = {}
+    if record:
+        try:
+            meta = parse_json(record)
+        except ValueError:
+            raise ClipkitError("its .json is not valid JSON, or nested too deeply") from None
+        if not isinstance(meta, dict):
+            raise ClipkitError(f"its .json holds a {type(meta).__name__}, expected an object")
+    for stored in _places(meta, text):
+        if stored and not isinstance(stored, str | list):
+            raise ClipkitError(f"the captions in its .json are a {type(stored).__name__}, not a list of texts")
+        said = [stored] if isinstance(stored, str) else stored or []
+        if captions := tuple(cleaned for c in said if isinstance(c, str) and (cleaned := clean_caption(c))):
+            return meta, captions
+    return meta, ()
+
+
+def _places(meta: dict[str, Any], text: bytes) -> Iterator[Any]:
+    """Where captions may be, the best place first; what lies behind good ones is not looked at."""
+    yield meta.get("captions")
+    yield _lines(text)
+    yield meta.get("caption")
+
+
+def no_caption(meta: dict[str, Any]) -> str:
+    """Why a sample with this json has no caption."""
+    names = ", ".join(str(name)[:40] for name in list(meta)[:10])
+    return "no caption, or only empty ones" + (f" (its json has {names}; captions is what is read)" if names else "")
+
+
+def _lines(text: bytes) -> list[str]:
+    """The captions in a ``.txt``, one a line, as in a folder of pictures."""
+    if not text:
+        return []
+    try:
+        return text_lines(decode_text(text, None))
+    except UnicodeDecodeError:
+        raise ClipkitError("its .txt is not UTF-8; write it again in UTF-8") from None

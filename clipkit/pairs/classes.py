@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from clipkit.errors import ClipkitError
-from clipkit.pairs.index import ShardIndex
+from clipkit.lines import decode_text, text_lines
+from clipkit.pairs.index import RECORDS, ShardIndex
 from clipkit.pairs.remote import Remote, read_whole
 
 CLASS_NAMES = "classnames.txt"
-_CLS = 3  # place of the label among a sample's spans
+_CLS = 1 + RECORDS.index("cls")  # place of the label among a sample's spans
 
 
-def with_class_names(index: ShardIndex) -> ShardIndex:
-    """``index`` with the names of its classes, where samples have a ``.cls`` and a file says what they are called.
+def with_class_names(indexes: Sequence[ShardIndex]) -> list[ShardIndex]:
+    """``indexes`` with the names of their classes, where samples have a ``.cls`` and a file says what they are called.
 
     The file is CLIP_benchmark's: ``classnames.txt``, a name a line, beside the shards or in the folder above.
     """
-    if not len(index) or not index.spans[:, _CLS, 1].any():
-        return index
-    for data in _files(index.path):
-        if data is not None and (names := data.decode("utf-8-sig", "replace").split("\n")):
-            return replace(index, classes=tuple(name.strip() for name in names))
-    return index
+    known: dict[str, tuple[str, ...]] = {}
+    return [
+        replace(index, classes=_names(index.path, known)) if len(index) and index.spans[:, _CLS, 1].any() else index
+        for index in indexes
+    ]
 
 
 def label_of(stored: bytes, classes: tuple[str, ...]) -> str | None:
@@ -41,9 +42,19 @@ def label_of(stored: bytes, classes: tuple[str, ...]) -> str | None:
     return named
 
 
-def _files(shard: Path | Remote) -> list[bytes | None]:
-    if isinstance(shard, Remote):
-        folder = shard.url.rpartition("/")[0]
-        return [read_whole(f"{place}/{CLASS_NAMES}") for place in (folder, folder.rpartition("/")[0])]
-    places = [folder / CLASS_NAMES for folder in (shard.parent, shard.absolute().parent.parent)]
-    return [place.read_bytes() if place.is_file() else None for place in places]
+def _names(shard: Path | Remote, known: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Names of the classes in ``shard``; those of its folder are looked for once and ``known`` then."""
+    remote = isinstance(shard, Remote)
+    folder, _, _ = (shard.url if isinstance(shard, Remote) else shard.absolute().as_posix()).rpartition("/")
+    if folder not in known:
+        above, _, _ = folder.rpartition("/")
+        places = [place for place in (folder, above) if not remote or "://" in place]  # a host is in no folder
+        read = read_whole if remote else _read_local
+        data = next((d for place in places if (d := read(f"{place}/{CLASS_NAMES}")) is not None), None)
+        lines = [] if data is None else text_lines(decode_text(data, None, "replace"))
+        known[folder] = tuple(line.strip() for line in lines)
+    return known[folder]
+
+
+def _read_local(path: str) -> bytes | None:
+    return Path(path).read_bytes() if Path(path).is_file() else None

@@ -7,7 +7,6 @@ compared but pictures.
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import os
@@ -22,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ClipkitError
-from clipkit.lines import text_lines
-from clipkit.pairs.captions import clean_caption, parse_json
+from clipkit.pairs.captions import parse_captions
 from clipkit.pairs.classes import label_of, with_class_names
 from clipkit.pairs.files import OF_THE_PROCESS, ShardFiles
 from clipkit.pairs.index import ShardIndex, load_index
@@ -45,7 +43,7 @@ class Sample:
         image: the encoded picture.
         image_ext: its file extension in lower case, without the dot.
         captions: its captions, in stored order; empty ones are dropped.
-        meta: the sample's json, or an empty dict.
+        meta: the sample's json, or an empty dict, with the label of its ``.cls``.
     """
 
     key: str
@@ -160,7 +158,8 @@ class ShardSet:
     def parsed(
         self, i: int, record: bytes, text: bytes, stored: bytes, classes: tuple[str, ...] = ()
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """The json and the captions of sample ``i``, from the bytes of its ``.json``, ``.txt`` and ``.cls``."""
+        """The json and the captions of sample ``i``, from the bytes of its ``.json``, ``.txt`` and ``.cls``, of which a
+        number is that of one of ``classes``."""
         try:
             meta, captions = parse_captions(record, text)
             if stored and meta.get("label") is None:
@@ -246,9 +245,9 @@ def join_shards(sets: Sequence[ShardSet], weights: Sequence[float] = ()) -> Shar
 def _indexes(paths: Sequence[Path | Remote]) -> list[ShardIndex]:
     """Indexes of the shards; those of remote ones side by side, as they wait more than they compute."""
     if not any(isinstance(path, Remote) for path in paths):
-        return [with_class_names(kept(load_index(path))) for path in paths]
+        return with_class_names([kept(load_index(path)) for path in paths])
     with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
-        return list(pool.map(lambda path: with_class_names(kept(load_index(path))), paths))
+        return with_class_names(list(pool.map(lambda path: kept(load_index(path)), paths)))
 
 
 def remote_shards(url: str) -> list[Remote]:
@@ -302,43 +301,3 @@ def _checked(paths: list[Path]) -> list[Path]:
             what = f"a link to {os.readlink(path)}, where no file is" if path.is_symlink() else "not a regular file"
             raise ClipkitError(f"{path}: {what}; remove it or put the tar there")
     return paths
-
-
-def no_caption(meta: dict[str, Any]) -> str:
-    """Why a sample with this json has no caption."""
-    names = ", ".join(str(name)[:40] for name in list(meta)[:10])
-    return "no caption, or only empty ones" + (f" (its json has {names}; captions is what is read)" if names else "")
-
-
-def parse_captions(record: bytes, text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A sample's json and its captions, from the bytes of its ``.json`` and ``.txt``.
-
-    Raises:
-        ClipkitError: the json is no json, or holds something else than captions; or the text is no UTF-8.
-    """
-    meta: dict[str, Any] = {}
-    if record:
-        try:
-            meta = parse_json(record)
-        except ValueError:
-            raise ClipkitError("its .json is not valid JSON, or nested too deeply") from None
-        if not isinstance(meta, dict):
-            raise ClipkitError(f"its .json holds a {type(meta).__name__}, expected an object")
-    for stored in (meta.get("captions"), _lines(text), meta.get("caption")):
-        if stored and not isinstance(stored, str | list):
-            raise ClipkitError(f"the captions in its .json are a {type(stored).__name__}, not a list of texts")
-        said = [stored] if isinstance(stored, str) else stored or []
-        if captions := tuple(cleaned for c in said if isinstance(c, str) and (cleaned := clean_caption(c))):
-            return meta, captions
-    return meta, ()
-
-
-def _lines(text: bytes) -> list[str]:
-    """The captions in a ``.txt``, one a line, as in a folder of pictures."""
-    if not text:
-        return []
-    utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return text_lines(text.decode("utf-16" if utf16 else "utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ClipkitError("its .txt is not UTF-8; write it again in UTF-8") from None

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs.batch import Bad, PairBatch, label_id
+from clipkit.pairs.captions import no_caption
 from clipkit.pairs.guard import WIDTH, caption_groups, picture_groups
 from clipkit.pairs.mixture import STRETCH, Mixture, shares
 from clipkit.pairs.order import CHUNK, WINDOW, Order, mix_int, piece, sample_seed
 from clipkit.pairs.pipes import PipeBatches, PipeSet
 from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.ring import Empty, Ring, new_memory
-from clipkit.pairs.shards import ShardSet, no_caption
+from clipkit.pairs.shards import ShardSet
 from clipkit.pairs.workers import Ahead, raised, read_in_workers, start_quietly
 
 CAPTION, VIEW, SUBSTITUTE = 1, 2, 3  # purposes of a sample's seeds; 4 is the dropout of a step
@@ -102,7 +103,8 @@ class PairReader:
                 images = images if ids else empty((len(items), *image.shape), image.dtype)
                 images[len(ids)] = image
             ids.append(used)
-            labels += [label] if label is not None else []
+            if label is not None:
+                labels.append(label)
             delivered.append((epoch, sample))
             epoch_of[used] = epoch
             seed = sample_seed(self.seed, epoch, used, CAPTION)

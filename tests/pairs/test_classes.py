@@ -75,3 +75,20 @@ def test_one_without_a_text_among_others_is_a_problem(tmp_path: Path, write_tar:
     path = write_tar(tmp_path / "0.tar", members(picture, "one", None, "three", ext="txt"))
     with pytest.warns(UserWarning, match="'0001' has neither .json nor .txt nor .cls"):
         assert [s.captions for s in open_shards(path)] == [("one",), ("three",)]
+
+
+def test_a_folder_is_asked_for_its_names_once(tmp_path: Path, write_tar: Write, picture: Picture) -> None:
+    """Behind a URL each question is a request; above a host nothing is asked."""
+    from shard_server import serve
+
+    for n in range(3):
+        write_tar(tmp_path / f"{n}.tar", members(picture, n, 0))
+    with serve(tmp_path) as server:
+        found = open_shards(f"{server.url}/{{0..2}}.tar")
+        assert [found.read_record(i)[0]["label"] for i in range(0, 6, 2)] == ["0", "1", "2"]
+        asked = [path for path in map(str, server.asked) if "classnames" in path]
+        assert len(asked) == 1, asked
+    (tmp_path / "classnames.txt").write_text("tit\nowl\nwren\n")
+    with serve(tmp_path) as server:
+        found = open_shards(f"{server.url}/{{0..2}}.tar")
+        assert [found.read_record(i)[0]["label"] for i in range(0, 6, 2)] == ["tit", "owl", "wren"]

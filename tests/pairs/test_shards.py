@@ -13,17 +13,14 @@ import random
 import tarfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from clipkit.errors import ClipkitError
 from clipkit.pairs import ShardSet, open_shards, shards
 from clipkit.pairs.index import load_index
-from clipkit.pairs.remote import UnreachableError
 
 Write = Callable[..., Path]
 
@@ -62,50 +59,6 @@ def test_samples_come_back_as_written(tmp_path: Path, write_shards: Write, pictu
         with pytest.raises(IndexError):
             found.read(wrong)
     assert pickle.loads(pickle.dumps(found)).read(7).key == "000007"
-
-
-@pytest.mark.parametrize(
-    ("members", "captions"),
-    [
-        ({"json": {"captions": ["a  red\n bird", "", "  ", "two"]}}, ("a red bird", "two")),
-        ({"json": {"captions": "just one"}}, ("just one",)),
-        ({"json": {"caption": "just one"}}, ("just one",)),
-        ({"txt": "just one\n"}, ("just one",)),
-        ({"txt": "", "json": {"caption": "from json"}}, ("from json",)),
-        ({"txt": "from txt", "json": {"label": "x"}}, ("from txt",)),
-        ({"txt": "from txt", "json": {"captions": ["from", "json"]}}, ("from", "json")),
-        ({"txt": "größe é 日本"}, ("größe é 日本",)),
-        ({"json": {"captions": ["a", None, 3, "b"]}}, ("a", "b")),
-        ({"txt": "a cafÃ© &amp; a bar, itâ€™s"}, ("a café & a bar, it's",)),
-        ({"txt": "salt &amp;amp; pepper < 3 & &nbsp; more"}, ("salt & pepper < 3 & more",)),
-        ({"json": {"captions": ["&nbsp;", "x"]}}, ("x",)),
-        ({"json": {"captions": []}}, ()),
-        ({"json": {"label": "x"}}, ()),
-    ],
-)
-def test_captions_in_every_form(
-    tmp_path: Path, write_tar: Write, members: dict[str, object], captions: tuple[str, ...]
-) -> None:
-    parts = [("k.png", b"picture")]
-    parts += [
-        (f"k.{e}", v.encode() if isinstance(v, str) else json.dumps(v, ensure_ascii=False).encode())
-        for e, v in members.items()
-    ]
-    found = quietly(write_tar(tmp_path / "a.tar", parts))
-    assert found.read(0).captions == found.read_captions(0) == captions
-
-
-@pytest.mark.parametrize(
-    "record", [b"{", b"[1, 2]", b'"text"', b"\xff\xfe{}", b'{"captions": 5}', b'{"captions": true}']
-)
-def test_a_bad_record_is_an_error_that_names_it(tmp_path: Path, write_tar: Write, record: bytes) -> None:
-    found = quietly(write_tar(tmp_path / "a.tar", [("k7.jpg", b"x"), ("k7.json", record)]))
-    try:
-        captions = found.read_captions(0)
-    except ClipkitError as error:
-        assert "k7" in str(error) and "a.tar" in str(error) and "json" in str(error)
-    else:
-        assert captions == ()
 
 
 def test_keys_end_at_the_first_dot_and_keep_their_folder(tmp_path: Path, write_tar: Write) -> None:
@@ -282,16 +235,6 @@ def test_mistakes_name_the_file_and_the_fix(tmp_path: Path, write_shards: Write,
     assert "000002.tar: a folder and not a tar" in message(folder)
 
 
-def test_json_that_is_nested_too_deeply_is_an_error_that_names_its_sample(tmp_path: Path, write_tar: Write) -> None:
-    for record in (b"[" * 200_000, b'{"caption": "a", "x": ' + b"[" * 200 + b"]" * 200 + b"}"):
-        path = write_tar(tmp_path / "a.tar", [("k.jpg", b"x"), ("k.json", record)])
-        with pytest.raises(ClipkitError, match=r"a.tar/k.jpg: its .json is not valid JSON, or nested too deeply"):
-            open_shards(path).read(0)
-        path.unlink()
-    many = json.dumps({"caption": "a", "boxes": [[1, 2, 3, 4]] * 300}).encode()
-    assert open_shards(write_tar(tmp_path / "b.tar", [("k.jpg", b"x"), ("k.json", many)])).read_captions(0) == ("a",)
-
-
 def test_a_shard_cut_after_indexing_is_noticed(tmp_path: Path, write_shards: Write) -> None:
     folder = write_shards(tmp_path / "s", 1, 3)
     found = open_shards(folder)
@@ -319,33 +262,6 @@ def test_samples_behind_a_damaged_header_are_read_and_the_loss_is_told(tmp_path:
     assert again.problems == found.problems, "the stored index has forgotten the damage"
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
-def test_closed_sets_give_their_files_back(tmp_path: Path, write_shards: Write) -> None:
-    folder = write_shards(tmp_path / "s", 4, 1)
-
-    def read_all() -> None:
-        assert len(list(open_shards(folder))) == 4
-
-    read_all()
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(10):
-        read_all()
-    assert len(os.listdir("/proc/self/fd")) <= before + 4
-
-
-def test_threads_that_read_more_shards_than_may_be_open_get_their_own_bytes(
-    write_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An open file that makes room for another may be in use by another thread, and its number is given out again."""
-    monkeypatch.setattr("clipkit.pairs.files._OPEN_FILES", 2)
-    shards = open_shards(write_shards(tmp_path / "shards", 12, 3))
-    expected = [shards.read_captions(i) for i in range(len(shards))]
-    assert expected == [(f"{i} a", f"{i} b") for i in range(36)]
-    wanted = np.random.default_rng(0).integers(0, 36, 6000).tolist()
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda i: shards.read_record(i)[1], wanted)) == [expected[i] for i in wanted]
-
-
 def test_a_compressed_tar_is_told(tmp_path: Path, write_shards: Write) -> None:
     plain = next(write_shards(tmp_path / "s", 1, 4).glob("*.tar"))
     for compress in (gzip.compress, bz2.compress, lzma.compress):
@@ -355,50 +271,6 @@ def test_a_compressed_tar_is_told(tmp_path: Path, write_shards: Write) -> None:
         )
 
 
-def test_a_process_that_may_open_few_files_reads_all_the_same(tmp_path: Path, write_shards: Write) -> None:
-    """Files that are open make room; where none is, the run stops, as another sample would fare no better."""
-    resource = pytest.importorskip("resource")
-    found = open_shards(write_shards(tmp_path / "s", 40, 1))
-    free = os.open(os.devnull, os.O_RDONLY)
-    os.close(free)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, limits[1]))
-        assert [s.captions[0] for s in found] == [f"{n} a" for n in range(40)]
-        found.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-        with pytest.raises(UnreachableError, match=r"000003\.jpg: cannot be read \(Too many open files\).*ulimit -n"):
-            found.read(3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_a_txt_holds_a_caption_a_line_as_in_a_folder(
-    tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]
-) -> None:
-    texts = {
-        "0": "a dog\r\n\n a  cat\none\u2028line\n".encode(),
-        "1": "\ufeffÄpfel\nBirnen".encode("utf-16-le"),
-        "2": "\ufeffÄpfel".encode(),
-        "3": "Äpfel".encode("latin-1"),
-    }
-    members = [(f"{key}.{ext}", data) for key in texts for ext, data in (("jpg", picture(0)), ("txt", texts[key]))]
-    found = open_shards(write_tar(tmp_path / "0.tar", members))
-    assert [found.read_captions(i) for i in range(3)] == [
-        ("a dog", "a cat", "one line"), ("Äpfel", "Birnen"), ("Äpfel",)
-    ]  # fmt: skip
-    with pytest.raises(ClipkitError, match=r"0\.tar/3\.jpg: its \.txt is not UTF-8"):
-        found.read_captions(3)
-
-
-@pytest.mark.parametrize("captions", [[""], [None], [], " "])
-def test_a_json_that_says_nothing_hides_no_txt(
-    captions: object, tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]
-) -> None:
-    members = [("0.jpg", picture(0)), ("0.txt", b"a dog"), ("0.json", json.dumps({"captions": captions}).encode())]
-    assert open_shards(write_tar(tmp_path / "0.tar", members)).read_captions(0) == ("a dog",)
-
-
 def test_many_problems_are_counted(tmp_path: Path, write_tar: Write, picture: Callable[..., bytes]) -> None:
     for n in range(3):
         members = [("good.jpg", picture(0)), ("good.txt", b"a"), *((f"k{i}.txt", b"a") for i in range(4))]
@@ -406,16 +278,3 @@ def test_many_problems_are_counted(tmp_path: Path, write_tar: Write, picture: Ca
     with pytest.warns(UserWarning, match=r"10 more problems; 3 of 3 shards have some; `clipkit doctor` lists them"):
         found = open_shards(tmp_path)
     assert "and 24 more: a key ends at the first dot of the name" in found.problems[4]
-
-
-def test_few_shards_are_kept_open_where_a_process_may_open_few_files(tmp_path: Path, write_shards: Write) -> None:
-    """A quarter: what hands batches from process to process needs files as well, and would wait for ever without."""
-    resource = pytest.importorskip("resource")
-    found = open_shards(write_shards(tmp_path / "s", 40, 1))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
-        assert len(list(found)) == 40
-        assert len(found._files._files) == 32
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
