@@ -31,6 +31,7 @@ def read_shards(
     from clipkit.pairs.classes import with_class_names
     from clipkit.pairs.index import load_index
     from clipkit.pairs.mask import kept
+    from clipkit.pairs.remote import UnreachableError
     from clipkit.pairs.shards import ShardSet, shard_paths
 
     splits, beside = _splits(Path(path))
@@ -53,6 +54,8 @@ def read_shards(
                 where = shards.where(row)
                 try:
                     meta, captions = shards.read_record(row)
+                except UnreachableError:
+                    raise
                 except ClipkitError as error:
                     skipped.append(Skipped(where, str(error).removeprefix(f"{where}: ")))
                     continue

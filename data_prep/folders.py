@@ -15,6 +15,7 @@ from data_prep.workplace import WORK, is_whole
 
 TEMPLATE = "a photo of a {}."
 _TABLES = (*TABLE_SUFFIXES, ".txt")
+_LOOKED_FOR = 20  # pictures that a table of captions would name
 COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 
 
@@ -48,12 +49,10 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | N
     splits = _splits(root, pictures)
     if any(picture.with_suffix(".txt").is_file() for picture in pictures):
         return _captioned(root, pictures, splits, encoding)
-    tables = [f for f in sorted([*root.glob("*"), *root.glob("*/*")]) if f.suffix.lower() in _TABLES and f.is_file()]
-    tables = [file for file in tables if not any(part.startswith(".") for part in file.relative_to(root).parts)]
-    if tables and len({picture.parent for picture in pictures}) == 1:  # no classes: of one there is nothing to learn
+    if len({picture.parent.name for picture in pictures}) == 1 and (table := _table_of(root, pictures)):
         raise ClipkitError(
-            f"{root}: its pictures lie in one folder and have no .txt beside them; if {tables[0].name} holds their "
-            f"captions, give {tables[0]}"
+            f"{root}: its pictures lie in one folder, {pictures[0].parent.name}, and have no .txt beside them; if "
+            f"{table.name} holds their captions, give {table}"
         )
     depth = 2 if splits else 1
     if all(len(picture.relative_to(root).parts) <= depth for picture in pictures):
@@ -80,6 +79,18 @@ def _pictures(root: Path) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found, key=lambda picture: picture.relative_to(root).as_posix())
+
+
+def _table_of(root: Path, pictures: list[Path]) -> Path | None:
+    """A table in ``root``, or a folder in it, that names one of the first pictures."""
+    names = [picture.name.encode("utf-8", "surrogateescape") for picture in pictures[:_LOOKED_FOR]]
+    for file in sorted([*root.glob("*"), *root.glob("*/*")]):
+        if file.suffix.lower() not in _TABLES or not file.is_file() or file.name.startswith("."):
+            continue
+        data = file.read_bytes()
+        if file.suffix.lower() == ".parquet" or any(name in data for name in names):  # parquet may be compressed
+            return file
+    return None
 
 
 def _is_ours(folder: Path) -> bool:

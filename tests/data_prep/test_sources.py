@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -12,6 +13,8 @@ import pytest
 from data_prep_helpers import picture
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs.index import load_index
+from clipkit.pairs.remote import UnreachableError
 from data_prep.sources import SourceOptions, read_source
 
 
@@ -45,8 +48,31 @@ def test_one_folder_of_pictures_beside_a_table_is_no_class(table: str, tmp_path:
     (tmp_path / table).write_text("image,caption\n0.png,a dog\n1.png,a cat\n")
     with pytest.raises(ClipkitError, match=rf"captions, give {re.escape(str(tmp_path / table))}$"):
         read_source(tmp_path)
-    (tmp_path / table).unlink()
+    (tmp_path / table).write_text("Pictures of the institute, free for all.")
     assert [r.meta["label"] for r in read_source(tmp_path).records] == ["Images", "Images"]
+
+
+def test_folders_of_splits_beside_a_table_are_no_class(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "val")):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "images" / f"{n}.png").write_bytes(picture(n))
+    (tmp_path / "captions.csv").write_text("image,caption\ntrain/images/0.png,a dog\nval/images/1.png,a cat\n")
+    with pytest.raises(ClipkitError, match=r"in one folder, images, .* give .*captions\.csv$"):
+        read_source(tmp_path)
+
+
+def test_shards_that_this_process_cannot_open_are_no_bad_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("0.png", picture(0)), ("0.txt", b"a dog")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    load_index(tmp_path / "0.tar")
+    monkeypatch.setattr("os.pread", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOMEM, "Cannot allocate memory")))
+    with pytest.raises(UnreachableError, match=r"0\.png: cannot be read \(Cannot allocate memory\); free some memory"):
+        read_source(tmp_path)
 
 
 def test_captions_of_shards_under_another_name(tmp_path: Path) -> None:
