@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -75,6 +76,27 @@ def flags(settings: dict[str, Any]) -> list[str]:
         elif value is not None:
             out += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return out
+
+
+def make_classes(folder: Path) -> Path:
+    """Class folders: eight pictures of each of five colours."""
+    for colour in list(COLOURS)[:5]:
+        (folder / colour).mkdir()
+        for i in range(8):
+            draw(colour, "plain", i).save(folder / colour / f"{i}.png")
+    return folder
+
+
+def make_interactions(folder: Path) -> Path:
+    """A table of users of four tastes and forty items, ten of each taste."""
+    path, draws = folder / "log.csv", random.Random(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("user_id", "item_id", "timestamp"))
+        for user in range(80):
+            for item in draws.sample([i for i in range(40) if i % 4 == user % 4], 7):
+                writer.writerow((f"u{user}", f"i{item}", draws.random()))
+    return path
 
 
 def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
