@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from clipkit.errors import ClipkitError
+from data_prep.records import Record
 
 # orientation 6, and a unit of the resolution that is a text, which Pillow reads but cannot write
 DAMAGED_EXIF = b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0\x28\1\2\0\1\0\0\0a\0\0\0\0\0\0\0"
@@ -118,3 +119,8 @@ def wait_for(flag: str) -> None:
     os.replace(f"{flag}.tmp", f"{flag}.pid")
     time.sleep(60)
     Path(f"{flag}.done").touch()
+
+
+def records(n: int) -> list[Record]:
+    """``n`` records of two captions and a label."""
+    return [Record(f"{i:06d}", picture(i), (f"caption {i}", f"other {i}"), {"label": i % 3}) for i in range(n)]

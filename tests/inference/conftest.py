@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from clipkit.inference import Index
+
 WORDS = ["a", "photo", "of", "the", "red", "green", "blue", "bird", "dog", "cat", "on", "in", "two", "small", "wall"]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -177,3 +179,20 @@ def png() -> Callable[[Image.Image], bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> Path:
+    """Twelve pictures, some in folders, and what is no picture."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        path = root / ("deep/er" if i % 3 == 0 else ".") / f"{i:02d}.{'jpg' if i % 2 else 'PNG'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    (root / "note.txt").write_text("no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(model: Any, folder: Path) -> Index:
+    return Index.build(model, folder)
