@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        with suppress(ProcessLookupError):  # ended already
+            while self.poll() is None and os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)  # until then, who kills its group kills nothing
 
     @property
     def returncode(self) -> int | None:
