@@ -36,7 +36,7 @@ def decode_image(data: bytes, where: str = "picture") -> Tensor:
     """
     if data[:3] == b"\xff\xd8\xff" and _plain_jpeg(data):
         try:
-            return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+            return torch.from_numpy(simplejpeg.decode_jpeg(data).transpose(2, 0, 1))
         except (ValueError, MemoryError):
             pass  # PIL says better what is wrong, and reads some that libjpeg-turbo warns of
     return F.pil_to_tensor(to_rgb(upright(open_picture(data, where))))

@@ -57,19 +57,19 @@ class PictureSpec:
 
 
 def fit(image: Tensor, spec: PictureSpec) -> Tensor:
-    """The evaluation view: uint8 (3, H, W) -> uint8 (3, size, size)."""
+    """The evaluation view: uint8 (3, H, W) -> uint8 (3, size, size), in whatever order of memory it was made."""
     height, width = image.shape[-2:]
     size = spec.size
     if spec.resize == "squash":
-        return _planar(_resize(image, size, size, spec))
+        return _resize(image, size, size, spec)
     new_height, new_width = _fitted(height, width, spec)
     if max(new_height, new_width) > _THIN * size:
         # A strip: all but its middle is cut away below, so cut before it is blown up to gigabytes.
         long = min(max(height, width), _THIN * min(height, width))
-        image = F.center_crop(image, [min(height, long), min(width, long)])
+        image = _centre(image, min(height, long), min(width, long))
         new_height, new_width = _fitted(image.shape[-2], image.shape[-1], spec)
     resized = _resize(image, new_height, new_width, spec)
-    return _planar(F.center_crop(_pad(resized, size, spec.fill), [size, size]))
+    return _centre(_pad(resized, size, spec.fill), size, size)
 
 
 def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float, float]) -> Tensor:
@@ -87,7 +87,7 @@ def random_crop(image: Tensor, spec: PictureSpec, seed: int, scale: tuple[float,
             top = int(down * (height - crop_height + 1))
             left = int(across * (width - crop_width + 1))
             view = image[:, top : top + crop_height, left : left + crop_width]
-            return _planar(_resize(view, spec.size, spec.size, spec))
+            return _resize(view, spec.size, spec.size, spec)
     return fit(image, spec)
 
 
@@ -112,15 +112,17 @@ def reference_pixels(image: Image.Image, spec: PictureSpec) -> Tensor:
     new_height, new_width = _fitted(height, width, spec)
     resized = image.convert("RGB").resize((new_width, new_height), method)
     pixels = _pad(F.pil_to_tensor(resized), spec.size, spec.fill)
-    return normalize(F.center_crop(pixels, [spec.size, spec.size])[None], spec)[0]
+    return normalize(_centre(pixels, spec.size, spec.size)[None], spec)[0]
 
 
 def normalize(pixels: Tensor, spec: PictureSpec) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32, scaled to [0, 1], less the mean, over the standard deviation."""
+    """uint8 (B, 3, H, W) -> float32, scaled to [0, 1], less the mean, over the standard deviation; one channel lies
+    behind the other in memory."""
     mean = torch.tensor(spec.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=pixels.device).view(1, -1, 1, 1)
     # In place, as each new tensor of a batch costs as much as the arithmetic on it.
-    return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+    floats = pixels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return floats.div_(255).sub_(mean).div_(std)
 
 
 def _fitted(height: int, width: int, spec: PictureSpec) -> tuple[int, int]:
@@ -147,9 +149,10 @@ def _resize(image: Tensor, height: int, width: int, spec: PictureSpec) -> Tensor
     return F.resize(image, [height, width], interpolation=F.InterpolationMode.BILINEAR, antialias=True)
 
 
-def _planar(view: Tensor) -> Tensor:
-    """The same pixels, one channel behind the other in memory, by numpy, which moves bytes faster than torch does."""
-    return view if view.is_contiguous() else torch.from_numpy(np.ascontiguousarray(view.numpy()))
+def _centre(image: Tensor, height: int, width: int) -> Tensor:
+    """What torchvision's ``center_crop`` cuts out of a picture at least as large, without its detours."""
+    top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
+    return torch.from_numpy(image.numpy()[:, top : top + height, left : left + width])
 
 
 def _pad(image: Tensor, size: int, fill: int) -> Tensor:

@@ -13,7 +13,8 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from clipkit.pairs.batch import PairBatch
 
 SLOTS = 4  # of each process: two batches that it is ahead, one in use, and one that is just being handed over
 _FREE, _SENT, _IN_USE = 0, 1, 2
+_BY_VALUE = 1 << 20  # bytes of a tensor up to which it is copied
 
 Empty = Callable[[Sequence[int], torch.dtype], Tensor]
 """(shape, dtype) -> a tensor whose values nobody has set."""
@@ -32,12 +34,37 @@ Empty = Callable[[Sequence[int], torch.dtype], Tensor]
 
 @dataclass(frozen=True)
 class Parcel:
-    """A batch whose pictures, of ``shape`` and ``dtype``, lie in ``slot``."""
+    """A batch on its way to another process.
+
+    Attributes:
+        batch: its pictures too, unless they lie in a slot.
+        arrays: by name, those of its tensors that are sent by value: shared memory, which torch would make for each,
+            takes a thousand times as long as a copy of a few kilobytes.
+        slot: where its pictures lie, of ``shape`` and ``dtype``; None if in none.
+    """
 
     batch: PairBatch
-    slot: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    arrays: dict[str, NDArray[Any]]
+    slot: int | None = None
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.uint8
+
+    @classmethod
+    def of(cls, batch: PairBatch) -> Parcel:
+        """``batch``, in no slot."""
+        tensors = {f.name: x for f in fields(batch) if isinstance(x := getattr(batch, f.name), Tensor)}
+        small = {
+            name: x.numpy()
+            for name, x in tensors.items()
+            if name != "images" and x.nbytes <= _BY_VALUE and x.dtype != torch.bfloat16  # which numpy has not
+        }
+        nothing: dict[str, Any] = dict.fromkeys(small)
+        return cls(replace(batch, **nothing), small)
+
+    def whole(self, **tensors: Any) -> PairBatch:
+        """The batch with what was sent by value, and with ``tensors``."""
+        values: dict[str, Any] = {name: torch.from_numpy(x) for name, x in self.arrays.items()}
+        return replace(self.batch, **values, **tensors)
 
 
 class Ring:
@@ -72,13 +99,11 @@ class Ring:
         except OSError:  # too many open files
             return None
 
-    def fill(
-        self, read: Callable[[list[tuple[int, int]], Empty], PairBatch], items: list[tuple[int, int]]
-    ) -> PairBatch | Parcel:
+    def fill(self, read: Callable[[list[tuple[int, int]], Empty], PairBatch], items: list[tuple[int, int]]) -> Parcel:
         """In a reading process: the batch of ``items``, with its pictures in a slot if one is free."""
         free = self._free_slot()
         if free is None:
-            return read(items, new_memory)
+            return Parcel.of(read(items, new_memory))
         lent: list[Tensor] = []
 
         def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -91,20 +116,21 @@ class Ring:
         batch = read(items, empty)
         images = batch.images
         if images is None or not lent or images.data_ptr() != lent[0].data_ptr() or not images.is_contiguous():
-            return batch
+            return Parcel.of(batch)
         self._states[free] = _SENT
-        return Parcel(replace(batch, images=None), free, tuple(images.shape), images.dtype)
+        sent = Parcel.of(replace(batch, images=None))
+        return replace(sent, slot=free, shape=tuple(images.shape), dtype=images.dtype)
 
-    def open(self, parcel: PairBatch | Parcel) -> PairBatch:
+    def open(self, parcel: Parcel) -> PairBatch:
         """In the process they read for: the batch of ``parcel``, over its slot."""
-        if isinstance(parcel, PairBatch):
-            return parcel
+        if parcel.slot is None:
+            return parcel.whole()
         self._map(parcel.slot)
         self._states[parcel.slot] = _IN_USE
         n = math.prod(parcel.shape) * parcel.dtype.itemsize
         memory = np.frombuffer(self._maps[parcel.slot], np.uint8, n)  # which every tensor over it keeps alive
         weakref.finalize(memory, _release, self._states, parcel.slot, self._pid).atexit = False
-        return replace(parcel.batch, images=_tensor(memory, parcel.shape, parcel.dtype))
+        return parcel.whole(images=_tensor(memory, parcel.shape, parcel.dtype))
 
     def _free_slot(self) -> int | None:
         """The first free slot of this process, which is in use already and has its pages, or None."""

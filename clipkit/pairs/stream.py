@@ -101,7 +101,7 @@ class PairReader:
                 continue
             if image is not None:
                 images = images if ids else empty((len(items), *image.shape), image.dtype)
-                images[len(ids)] = image
+                images.numpy()[len(ids)] = image.numpy()  # faster than torch where channels lie side by side
             ids.append(used)
             if label is not None:
                 labels.append(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -82,7 +83,12 @@ FAMILIES: dict[str, tuple[View, View]] = {
 
 def draw_views(image: Tensor, spec: PictureSpec, seed: int, family: Family) -> Tensor:
     """Two views of a picture, uint8 (3, H, W) -> uint8 (2, 3, size, size), drawn from ``seed``."""
-    return torch.stack([view(image, spec, _mixed(seed, place)) for place, view in enumerate(FAMILIES[family])])
+    return stacked([view(image, spec, _mixed(seed, place)) for place, view in enumerate(FAMILIES[family])])
+
+
+def stacked(views: Sequence[Tensor]) -> Tensor:
+    """Pictures of one size in one tensor, by numpy: torch takes ten times as long where channels lie side by side."""
+    return torch.from_numpy(np.stack([view.numpy() for view in views]))
 
 
 def _mixed(seed: int, place: int) -> int:

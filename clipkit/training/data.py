@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clipkit.config import Config, Family
@@ -28,7 +27,7 @@ from clipkit.pairs.interactions import Corrected, InteractionSet, ReadItems, rea
 from clipkit.pairs.negatives import FIELDS, negative_field, swapped, written
 from clipkit.pairs.remote import UnreachableError
 from clipkit.pairs.stream import Negatives
-from clipkit.pairs.views import draw_views
+from clipkit.pairs.views import draw_views, stacked
 from clipkit.training.locked import EitherView, Progress, all_captions, lock_images, lock_texts
 
 View = Callable[[Tensor, int], Tensor]
@@ -256,7 +255,7 @@ def read_with_views(
 ) -> Tensor:
     """The view that goes with the caption and two more, uint8 (3, 3, size, size), of a picture decoded once."""
     image = _decoded(shards, sample)
-    return torch.cat([single(image, seed)[None], draw_views(image, spec, seed, family)])
+    return stacked([single(image, seed), *draw_views(image, spec, seed, family)])
 
 
 def _decoded(shards: ShardSet, sample: int) -> Tensor:

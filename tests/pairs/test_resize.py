@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from clipkit.pairs import PictureSpec, decode_image, fit, normalize, random_crop, reference_pixels
+from clipkit.pairs.resize import _centre
 
 SPECS = [
     PictureSpec(size=64),
@@ -93,7 +94,16 @@ def test_the_resize_is_torchvisions(size: tuple[int, int]) -> None:
     for part in (image, image.contiguous(), image[:, 3:-2, 1:-5]):
         assert torch.equal(fit(part, spec), F.resize(part, [64, 64], interpolation=bicubic, antialias=True))
         for view in (fit(part, spec), fit(part, PictureSpec(size=64)), random_crop(part, spec, 1, (0.5, 1.0))):
-            assert view.is_contiguous(), "channel after channel, as a batch is stored"
+            pixels = normalize(view[None], spec)
+            assert pixels.is_contiguous(), "channel after channel, as a tower reads them"
+            assert torch.equal(pixels, normalize(view.contiguous()[None], spec))
+
+
+@pytest.mark.parametrize("height", range(64, 72))
+def test_the_centre_is_torchvisions(height: int) -> None:
+    """Odd and even margins; halves are rounded as torchvision rounds them."""
+    pixels = torch.arange(3 * height * 67).remainder(251).to(torch.uint8).view(3, height, 67)
+    assert torch.equal(_centre(pixels, 64, 64), F.center_crop(pixels, [64, 64]))
 
 
 @pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
