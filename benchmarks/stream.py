@@ -44,7 +44,7 @@ from clipkit.training.data import read_augmented, read_tokens, read_view
 
 HERE = Path(__file__).resolve().parent
 RIVAL = ("open_clip_torch==3.3.0", "webdataset==0.2.86")
-SAMPLES, PER_SHARD, BATCH, ROUNDS = 4800, 100, 128, 2
+SAMPLES, PER_SHARD, BATCH, ROUNDS = 4800, 100, 128, 3
 
 
 def main(folder: str, python: str | None) -> None:
