@@ -20,13 +20,15 @@ _CAPTIONS = ("caption", "text", "title", "captions")  # names of a table's colum
 
 
 def parse_flags(what: Any, arguments: list[str], prog: str, **options: Any) -> Any:
-    """``tyro.cli``, whose framed messages about a wrong flag become one line.
+    """``tyro.cli``, whose framed messages about a wrong flag become one line. A ``~`` that the shell has left alone, as
+    in ``--data=~/photos``, is the home folder.
 
     Raises:
         ClipkitError: a flag that is none, or a value that does not fit.
     """
     import tyro
 
+    arguments = [re.sub(r"^(--[\w-]+=)?~/", lambda found: f"{found[1] or ''}{Path.home()}/", a) for a in arguments]
     if any(a in ("-h", "--help") for a in arguments):
         return tyro.cli(what, args=arguments, prog=prog, **options)
     said = io.StringIO()

@@ -84,7 +84,7 @@ def _checked(path: Path, name: str, value: Any, cls: type) -> Any:
             except ValueError:
                 pass
         if option is str and isinstance(value, str):
-            return value
+            return str(Path.home() / value[2:]) if value.startswith("~/") else value
         if isinstance(option, str) and value == option:  # a Literal's choice
             return value
     choices = [o for o in get_args(wanted) if isinstance(o, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -263,6 +264,12 @@ def read_text(path: Path, encoding: str | None) -> str:
         ClipkitError: its bytes are no such text, or there is no such encoding.
     """
     data = path.read_bytes()
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if encoding is None and not marked and (found := _utf16(data)):
+        raise ClipkitError(
+            f"{path}: looks like UTF-16 without a byte order mark; give --encoding {found} to prepare or train, or "
+            f"save it as UTF-8"
+        )
     try:
         return decode_text(data, encoding)
     except UnicodeDecodeError as error:
@@ -271,3 +278,12 @@ def read_text(path: Path, encoding: str | None) -> str:
             f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare "
             f"or train"
         ) from None
+
+
+def _utf16(data: bytes) -> str | None:
+    """The encoding of UTF-16, if ``data`` begin so: letters with a zero behind, or before, each."""
+    begin = data[:256]
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if len(begin) > 3 and begin[first::2].count(0) > len(begin) // 4 and not begin[1 - first :: 2].count(0):
+            return name
+    return None

@@ -65,6 +65,7 @@ def test_yaml_reads_what_people_write(tmp_path: Path) -> None:
     }  # fmt: skip
     assert isinstance(settings["lr"], float) and isinstance(settings["wd"], float)
     assert read_settings(run_file(tmp_path, "")) == {}
+    assert read_settings(run_file(tmp_path, "train_data: ~/a.csv"))["train_data"] == str(Path.home() / "a.csv")
 
 
 def test_a_mixture_in_a_run_file(tmp_path: Path) -> None:

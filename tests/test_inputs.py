@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 
 from clipkit.errors import ClipkitError
 from clipkit.inputs import (
     check_output,
     lines_or_values,
+    parse_flags,
     parse_query,
     parse_where,
     picture_paths,
@@ -19,6 +22,29 @@ from clipkit.inputs import (
     read_lines,
     write_output,
 )
+
+
+@dataclass
+class Flags:
+    """Flags of a command."""
+
+    where: tyro.conf.Positional[str]
+    data: str = ""
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        (["~/a", "--data=~/b c"], ("HOME/a", "HOME/b c")),
+        (["~a", "--data", "x=~/b"], ("~a", "x=~/b")),
+        (["a/~/b", "--data", "~/b"], ("a/~/b", "HOME/b")),
+    ],
+)
+def test_home_folder(given: list[str], want: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """bash leaves the ~ of --data=~/photos alone."""
+    monkeypatch.setenv("HOME", "HOME")
+    flags = parse_flags(Flags, given, "prog")
+    assert (flags.where, flags.data) == want
 
 
 @pytest.mark.parametrize(

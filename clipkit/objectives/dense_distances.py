@@ -68,8 +68,8 @@ def triplet(c: Comparison, margin: float = 0.2, mining: Mining = "all", dtype: t
     - "all": every one, in the mean over those whose loss is not 0 (batch all, Hermans et al. 2017).
     - "hardest": the farthest positive and the closest negative of each anchor, in the mean over the anchors (batch
       hard, Hermans et al. 2017).
-    - "semihard": with each positive the closest negative that is farther than it, or, where none is, the farthest, in
-      the mean over the positives (FaceNet).
+    - "semihard": with each positive the closest negative that is farther than it (FaceNet), or, where none is, the
+      farthest (as TensorFlow Addons' ``triplet_semihard_loss`` has it), in the mean over the positives.
 
     Anchors without a positive or without a negative do not count.
 

@@ -272,7 +272,10 @@ def shard_paths(path: str | Path) -> list[Path]:
     if not Path(text).exists() and _BRACES.search(text):
         import braceexpand
 
-        paths = [Path(p) for p in braceexpand.braceexpand(text)]
+        parts = list(braceexpand.braceexpand(text))
+        if any(c in text for c in "*?["):
+            return [path for part in parts for path in shard_paths(part)]
+        paths = [Path(part) for part in parts]
         missing = [p for p in paths if not p.is_file()]
         if missing:
             raise ClipkitError(f"{missing[0]}: no such shard (from {text}; {len(missing)} of {len(paths)} are missing)")

@@ -187,6 +187,8 @@ def test_patterns(tmp_path: Path, write_shards: Write) -> None:
     assert [p.stem for p in shards.shard_paths(folder)] == [f"{n:06d}" for n in range(12)]
     assert len(open_shards(f"{folder}/{{000002..000004}}.tar")) == 6
     assert len(open_shards(f"{folder}/{{000002,000007}}.tar")) == 4
+    assert [p.stem for p in shards.shard_paths(f"{folder}/0000{{11,0[23]}}.t*")] == ["000011", "000002", "000003"]
+    assert "00009*.tar: no file matches" in message(f"{folder}/{{00000*,00009*}}.tar")
     assert len(open_shards(f"{folder}/00000?.tar")) == 20
     assert len(open_shards(f"{folder}/00001[01].tar")) == 4
     assert len(open_shards(folder / "000003.tar")) == 2
