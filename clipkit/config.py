@@ -82,6 +82,11 @@ class DataConfig:
     workers: int = 2
     """Processes that read and decode. 0 reads in the training process. The batches do not depend on it."""
 
+    @property
+    def pictures_alone(self) -> bool:
+        """Whether no caption is read."""
+        return self.compare in ("views", "labels")
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -128,6 +128,7 @@ def open_data(path: str, config: Config, split: str) -> tuple[ShardSet, Path | N
             image_root=data.image_root,
             encoding=data.encoding,
             separator=data.separator,
+            captions_optional=data.pictures_alone,
         )
         root = Path(path) if is_pictures else Path(path).parent
         return open_shards(split_folders(folder).get(split, folder / "train"), path, root.resolve()), folder

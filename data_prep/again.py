@@ -11,7 +11,11 @@ from data_prep.tables import caption_texts
 
 
 def read_shards(
-    path: str | Path, pass_by: bool = False, template: str = TEMPLATE, caption_column: str | None = None
+    path: str | Path,
+    pass_by: bool = False,
+    template: str = TEMPLATE,
+    caption_column: str | None = None,
+    captions_optional: bool = False,
 ) -> Source:
     """Records of the shards at ``path``: a tar, a folder or pattern of them, or a folder with a folder per split.
     Shards that lie beside what is read are listed.
@@ -23,6 +27,7 @@ def read_shards(
         pass_by: list a shard that cannot be read at all, and go on with the others.
         template: makes a caption of a label, for samples that have no other.
         caption_column: what the captions are called in the samples' json, instead of ``captions`` or ``caption``.
+        captions_optional: take samples that have no caption as well.
 
     Raises:
         ClipkitError: there are none, or they hold no sample.
@@ -64,7 +69,7 @@ def read_shards(
                     captions = tuple(clean_caption(text) for text in said)
                 if not captions and caption_column is None and meta.get("label") is not None:
                     captions = (template.replace("{}", str(meta["label"])),)
-                if not captions:
+                if not captions and not captions_optional:
                     skipped.append(Skipped(where, no_caption(meta)))
                     continue
                 said_in = ("captions", "caption", caption_column)

@@ -212,7 +212,7 @@ def warm_up(data: Examined) -> Iterator[Finding]:
 def shuffle_quality(data: Examined) -> Iterator[Finding]:
     """Samples that lie sorted, and batches that come from few shards."""
     rows = data.of("train")
-    labels = [str(data.records[row].meta.get("label") or data.records[row].captions[0]) for row in rows]
+    labels = [str(data.records[row].meta.get("label") or next(iter(data.records[row].captions), row)) for row in rows]
     n = len(labels)
     if data.sizes and n > 1:
         chance = sum(c * (c - 1) for c in Counter(labels).values()) / (n * (n - 1))

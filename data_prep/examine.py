@@ -106,6 +106,8 @@ def _as_read_by(config: Config, options: SourceOptions) -> SourceOptions:
         "separator": data.separator,
         "encoding": data.encoding,
     }
+    if data.pictures_alone:
+        options = replace(options, captions_optional=True)
     return replace(options, **{name: value for name, value in of_run.items() if getattr(options, name) is None})
 
 

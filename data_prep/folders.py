@@ -19,13 +19,16 @@ _LOOKED_FOR = 20  # pictures that a table of captions would name
 COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 
 
-def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | None = None) -> Source:
+def read_folder(
+    path: str | Path, *, template: str = TEMPLATE, encoding: str | None = None, captions_optional: bool = False
+) -> Source:
     """Records of a folder, by what is in it.
 
     - pictures with a ``.txt`` of the same name beside them, at any depth: each line that is not empty is a
       caption, in ``encoding`` (in UTF-8, or UTF-16 with a byte order mark, if None);
     - otherwise a folder of pictures per class: its name, underscores as spaces, is the ``label``, the caption
-      is made from ``template``, which has a ``{}`` for the label.
+      is made from ``template``, which has a ``{}`` for the label;
+    - otherwise, with ``captions_optional``, pictures alone.
 
     Where the folders at the top are called ``train``, ``val`` (``valid``, ``validation``) and ``test``, they
     are the splits.
@@ -48,16 +51,19 @@ def read_folder(path: str | Path, *, template: str = TEMPLATE, encoding: str | N
         raise ClipkitError(f"{root}: no pictures in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
     splits = _splits(root, pictures)
     if any(picture.with_suffix(".txt").is_file() for picture in pictures):
-        return _captioned(root, pictures, splits, encoding)
+        return _captioned(root, pictures, splits, encoding, captions_optional)
+    in_classes = any(len(picture.relative_to(root).parts) > (2 if splits else 1) for picture in pictures)
+    if captions_optional and (not in_classes or len({picture.parent for picture in pictures}) == 1):
+        return _captioned(root, pictures, splits, encoding, captions_optional)
     if len({picture.parent.name for picture in pictures}) == 1 and (table := _table_of(root, pictures)):
         raise ClipkitError(
             f"{root}: its pictures lie in one folder, {pictures[0].parent.name}, and have no .txt beside them; if "
             f"{table.name} holds their captions, give {table}"
         )
-    depth = 2 if splits else 1
-    if all(len(picture.relative_to(root).parts) <= depth for picture in pictures):
+    if not in_classes:
         raise ClipkitError(
-            f"{root}: the pictures have no captions; put NAME.txt beside each NAME.jpg, or make one folder per class"
+            f"{root}: the pictures have no captions; put NAME.txt beside each NAME.jpg, or make one folder per class; "
+            f"--recipe simclr, moco and byol learn from pictures alone (`clipkit prepare --captions-optional`)"
         )
     return _classes(root, pictures, splits, template)
 
@@ -104,16 +110,18 @@ def _splits(root: Path, pictures: list[Path]) -> dict[str, str]:
     return splits if all(splits.values()) else {}
 
 
-def _captioned(root: Path, pictures: list[Path], splits: dict[str, str], encoding: str | None) -> Source:
+def _captioned(
+    root: Path, pictures: list[Path], splits: dict[str, str], encoding: str | None, optional: bool
+) -> Source:
     records: list[Record] = []
     skipped: list[Skipped] = []
     for picture in pictures:
         text = picture.with_suffix(".txt")
-        if not text.is_file():
+        if not text.is_file() and not optional:
             skipped.append(Skipped(str(picture), f"no caption: there is no {text.name} beside it"))
             continue
         try:
-            lines = text_lines(decode_text(text.read_bytes(), encoding))
+            lines = text_lines(decode_text(text.read_bytes(), encoding)) if text.is_file() else []
         except UnicodeDecodeError as error:
             reason = (
                 f"its .txt is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare or train"
@@ -121,7 +129,7 @@ def _captioned(root: Path, pictures: list[Path], splits: dict[str, str], encodin
             skipped.append(Skipped(str(picture), reason))
             continue
         captions = dict.fromkeys(caption for line in lines if (caption := " ".join(line.split())))
-        if not captions:
+        if not captions and not optional:
             skipped.append(Skipped(str(picture), f"empty caption: nothing is written in {text.name}"))
             continue
         file = picture.relative_to(root)

@@ -17,7 +17,7 @@ from clipkit.errors import ClipkitError
 from clipkit.pairs.mask import SCORES_SUFFIX
 from data_prep.cells import rows_with_cells
 from data_prep.records import Source
-from data_prep.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, RowOptions, find_column, grouped_records
+from data_prep.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, RowOptions, find_captions, find_column, grouped_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ def read_dataset(folder: Path, rows: RowOptions) -> Source:
         raise ClipkitError(f"{folder}: a Hugging Face data set without data (no .arrow or .parquet file)")
     schema = _schema(files[0][1])
     image = find_column(folder, schema.names, rows.image_column, IMAGE_COLUMNS, "pictures", "image")
-    caption = find_column(folder, schema.names, rows.caption_column, (*CAPTION_COLUMNS, "label"), "captions", "caption")
+    caption = find_captions(folder, schema.names, rows, (*CAPTION_COLUMNS, "label"))
     names = _class_names(schema, folder)
 
     def cells() -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ _PICTURE_FOLDERS = (
 )
 
 
-def read_json(path: Path, image_root: Path | None) -> Source:
+def read_json(path: Path, image_root: Path | None, captions_optional: bool = False) -> Source:
     """Records of a JSON file of captions: COCO's (``images`` and ``annotations``), or Karpathy's of COCO, Flickr8k and
     Flickr30k (``images`` with ``sentences`` and a split).
 
@@ -47,21 +47,24 @@ def read_json(path: Path, image_root: Path | None) -> Source:
             f"{path}: not a file of captions ({type(error).__name__}: {said_so[:100]}); expected COCO's JSON with "
             f"images and annotations, or Karpathy's with sentences; a JSON object per line goes in a .jsonl"
         ) from None
-    return _records(path, rows, _roots(path, image_root), skipped)
+    return _records(path, rows, _roots(path, image_root), skipped, captions_optional)
 
 
 def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]) -> list[Row]:
-    """Rows of COCO's images; what cannot be one goes to ``skipped``."""
-    said: dict[Any, list[Any]] = {image["id"]: [] for image in images}
+    """Rows of COCO's images; what cannot be one goes to ``skipped``. An id is the same as a number and as a text."""
+    said: dict[str, list[Any]] = {str(image["id"]): [] for image in images}
     orphans, lacking = [], []
     for number, annotation in enumerate(annotations, 1):
         try:
-            captions, caption = said.get(annotation["image_id"]), annotation["caption"]
+            image_id, caption = annotation["image_id"], annotation["caption"]
         except (KeyError, TypeError):
+            image_id = None
+        if not isinstance(image_id, str | int):
             lacking.append(number)
             continue
+        captions = said.get(str(image_id))
         if captions is None:
-            orphans.append(annotation["image_id"])
+            orphans.append(image_id)
         else:
             captions.append(caption)
     if lacking and len(lacking) == len(annotations):
@@ -78,7 +81,7 @@ def _coco_rows(path: Path, images: Any, annotations: Any, skipped: list[Skipped]
     for number, image in enumerate(images, 1):
         file = image["file_name"]
         if isinstance(file, str) and file and "\0" not in file:
-            rows.append((file, said[image["id"]], None, {"id": image["id"]}))
+            rows.append((file, said[str(image["id"])], None, {"id": image["id"]}))
         else:
             skipped.append(Skipped(f"{path.name} image {number:,}", f"its file_name is {file!r:.80}, not a name"))
     return rows
@@ -158,10 +161,10 @@ def _records(
     path: Path,
     rows: Iterable[Row],
     roots: list[Path],
-    skipped: list[Skipped] | None = None,
+    skipped: list[Skipped],
+    captions_optional: bool = False,
 ) -> Source:
     records: list[Record] = []
-    skipped = skipped if skipped is not None else []
     root = roots[0]
     for file, said, split, meta in rows:
         where = os.path.normpath(root / file)
@@ -172,7 +175,7 @@ def _records(
         odd = [caption for caption in said if not isinstance(caption, str)]
         if not os.path.isfile(where):
             skipped.append(Skipped(where, "no such file"))
-        elif not captions:
+        elif not captions and not captions_optional:
             skipped.append(Skipped(where, "no caption in the file of captions"))
         else:
             skipped += [Skipped(where, f"a caption that is {json.dumps(c)[:80]}, not a text", row=True) for c in odd]

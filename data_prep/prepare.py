@@ -142,5 +142,6 @@ def _write(read: Source, out: str | Path, samples_per_shard: int, **options: Any
 
 def _evaluation(sources: Sequence[str], options: SourceOptions) -> tuple[list[Record], list[Skipped]]:
     """The pictures of all evaluation sets, and what could not be read of them."""
-    read = [read_source(source, options) for source in sources]
+    of_pictures = replace(options, captions_optional=True, caption_column=None)
+    read = [read_source(source, of_pictures) for source in sources]
     return [r for source in read for r in source.records], [unseen(s.file, s.reason) for r in read for s in r.skipped]

@@ -55,7 +55,7 @@ class Record:
         image: the encoded picture, or the file that holds it, or a function that returns its bytes. A function is
             sent to other processes with its values, so it is a frozen dataclass with ``__call__``, whose ``repr``
             tells it from others; its ``path``, if it has one, is the file whose change it would notice.
-        captions: at least one caption, distinct, in the source's order.
+        captions: distinct, in the source's order; none only where captions were said to be optional.
         meta: what else is known (``label``, ``group``, ``file``, ...); must survive JSON.
         split: ``train``, ``val`` or ``test`` where the source knows it, else None.
     """

@@ -252,7 +252,7 @@ def _check_share(plan: Plan, skipped: list[Skipped], limit: float, source: str) 
         raise ClipkitError(f"{source}: not one good picture ({first}); check the files")
     left_out = sum(entry.kind in ("copy", "evaluation") for entry in skipped)  # which are good pictures
     for n_bad, good, what in ((len(bad) - rows, len(samples) + left_out, "pictures"), (rows, captions, "rows")):
-        if n_bad / (n_bad + good) > limit:
+        if n_bad > limit * (n_bad + good):
             raise ClipkitError(
                 f"{source}: {n_bad:,} of {n_bad + good:,} {what} cannot be used ({first}); "
                 f"mend them, or make the shards by clipkit prepare with --max-bad-fraction 1 to go on without them"

@@ -42,6 +42,8 @@ class SourceOptions:
     """Text encoding of a table or of captions in files (UTF-8, or UTF-16 with a byte order mark, unless given)."""
     template: str = TEMPLATE
     """Caption of a picture in a folder per class; {} is the class."""
+    captions_optional: bool = False
+    """Take pictures that have no caption as well, for recipes that learn from pictures alone (simclr, moco, byol)."""
     limits: tyro.conf.OmitArgPrefixes[FetchLimits] = field(default_factory=FetchLimits)
 
 
@@ -69,7 +71,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
     if where.is_file() and where.suffix.lower() != ".tar":
         return _read_file(where, options)
     if where.suffix.lower() == ".tar" or re.search(r"[*?[]|\{.*(\.\.|,).*\}", str(path)):
-        return read_shards(path, pass_by, options.template, options.caption_column)
+        return _read_shards(path, options, pass_by)
     if str(path) == STARTER:
         from data_prep import cached_shards
 
@@ -84,7 +86,7 @@ def read_source(path: str | Path, options: SourceOptions | None = None, pass_by:
 
 def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
     if any(where.glob("*.tar")) or any(where.glob("*/*.tar")):
-        return read_shards(where, pass_by, options.template, options.caption_column)
+        return _read_shards(where, options, pass_by)
     if is_saved(where):
         return read_dataset(where, _row_options(options))
     for name in _METADATA:
@@ -94,7 +96,13 @@ def _read_folder(where: Path, options: SourceOptions, pass_by: bool) -> Source:
         return _joined(where, {split: _read_file(table, options) for split, table in of_splits.items()})
     if is_parquet_folder(where):
         return read_dataset(where, _row_options(options))
-    return read_folder(where, template=options.template, encoding=options.encoding)
+    return read_folder(
+        where, template=options.template, encoding=options.encoding, captions_optional=options.captions_optional
+    )
+
+
+def _read_shards(path: str | Path, options: SourceOptions, pass_by: bool) -> Source:
+    return read_shards(path, pass_by, options.template, options.caption_column, options.captions_optional)
 
 
 def _split_tables(where: Path) -> dict[str, Path]:
@@ -116,7 +124,7 @@ def _joined(where: Path, parts: dict[str, Source]) -> Source:
 def _read_file(where: Path, options: SourceOptions) -> Source:
     suffix = where.suffix.lower()
     if suffix == ".json":
-        return read_json(where, options.image_root)
+        return read_json(where, options.image_root, options.captions_optional)
     if is_token_file(where, options.encoding):
         return read_tokens(where, options.image_root, options.encoding)
     if suffix in (*TABLE_SUFFIXES, ".txt"):
@@ -129,6 +137,7 @@ def _read_file(where: Path, options: SourceOptions) -> Source:
             separator=options.separator,
             encoding=options.encoding,
             limits=options.limits,
+            captions_optional=options.captions_optional,
         )
     raise ClipkitError(
         f"{where}: not a source; expected a table ({', '.join(TABLE_SUFFIXES)}), COCO's .json, Flickr's token file, "
@@ -144,4 +153,5 @@ def _row_options(options: SourceOptions) -> RowOptions:
         options.image_root,
         options.limits,
         options.template,
+        options.captions_optional,
     )

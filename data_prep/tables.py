@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class RowOptions:
     image_root: Path | None = None
     limits: FetchLimits = field(default_factory=FetchLimits)
     template: str = "a photo of a {}."
+    captions_optional: bool = False
 
 
 def read_table(
@@ -65,6 +66,7 @@ def read_table(
     separator: str | None = None,
     encoding: str | None = None,
     limits: FetchLimits | None = None,
+    captions_optional: bool = False,
 ) -> Source:
     """Records of the table at ``path``.
 
@@ -78,6 +80,7 @@ def read_table(
         separator: of a CSV; found from the first line (comma, tab, semicolon or bar) if None.
         encoding: of a text table; UTF-8 (with or without a byte order mark, or UTF-16 with one) if None.
         limits: of pictures that are fetched.
+        captions_optional: take pictures that have no caption as well; there may be no column of captions.
 
     Raises:
         ClipkitError: no such file, an empty table, a column that is not there, or none of the pictures is
@@ -91,19 +94,22 @@ def read_table(
     if not columns:
         raise ClipkitError(f"{path} is empty; expected a header and a row per caption")
     image_column = find_column(path, columns, image_column, IMAGE_COLUMNS, "pictures", "image")
-    caption_column = find_column(path, columns, caption_column, CAPTION_COLUMNS, "captions", "caption")
+    root = Path(image_root) if image_root is not None else None
+    options = RowOptions(
+        image_column, caption_column, split_column, root, limits or FetchLimits(), captions_optional=captions_optional
+    )
+    caption_column = find_captions(path, columns, options, CAPTION_COLUMNS)
     if split_column is not None:
         split_column = find_column(path, columns, split_column, (), "splits", "split")
     for column in (image_column, split_column):
         if column is not None and columns.count(column) > 1:
             raise ClipkitError(f"{path}: {columns.count(column)} columns are called {column!r}; give them other names")
-    root = Path(image_root) if image_root is not None else None
-    options = RowOptions(image_column, caption_column, split_column, root, limits or FetchLimits())
+    options = replace(options, split_column=split_column)
     return grouped_records(path, rows, image_column, caption_column, options)
 
 
 def grouped_records(
-    path: Path, rows: Iterable[Row | Skipped], image_column: str, caption_column: str, options: RowOptions
+    path: Path, rows: Iterable[Row | Skipped], image_column: str, caption_column: str | None, options: RowOptions
 ) -> Source:
     """Group the rows by picture and split; what cannot be used is listed with its reason. A picture of several splits
     is a record of each, of which the plan leaves the one that counts most."""
@@ -138,14 +144,14 @@ def grouped_records(
                 skipped.append(Skipped(identity, reason))
             continue
         assert image is not None
-        captions, odd = caption_texts(row.get(caption_column))
+        captions, odd = caption_texts(row.get(caption_column) if caption_column is not None else None)
         split = row.get(split_column) if split_column else None
         if odd:
             reason = f"a caption that is {odd} (row {n_rows} of {path.name}); expected a text"
             skipped.append(Skipped(identity, reason, row=True))
             if not captions:
                 continue
-        if not captions:
+        if not captions and not options.captions_optional:
             skipped.append(Skipped(identity, f"empty caption (row {n_rows} of {path.name})", row=True))
             continue
         if split not in (None, "") and str(split).strip().lower() not in _SPLIT_WORDS:
@@ -155,7 +161,7 @@ def grouped_records(
         place = (identity, _SPLIT_WORDS[str(split).strip().lower()] if split else None)
         if place not in pictures:
             extra = {name: _plain(value) for name, value in row.items() if name not in apart}
-            if caption_column == "label":
+            if caption_column == "label" and captions:
                 extra.setdefault("label", captions[0])
             file = str(cell) if isinstance(cell, str) else _path_in(cell) or row.get("file")
             known = {
@@ -194,6 +200,15 @@ def find_column(
     raise ClipkitError(f"{path} has no column for the {what}; its columns are {listed}: pass --{flag}-column NAME")
 
 
+def find_captions(path: Path, columns: list[str], options: RowOptions, known: tuple[str, ...]) -> str | None:
+    """Name of the column of captions, as ``find_column`` finds it; None where there is none and need not be."""
+    if options.captions_optional and options.caption_column is None:
+        with suppress(ClipkitError):
+            return find_column(path, columns, None, known, "captions", "caption")
+        return None
+    return find_column(path, columns, options.caption_column, known, "captions", "caption")
+
+
 def _picture(cell: Any, roots: Sequence[Path], limits: FetchLimits) -> tuple[str, Any, str]:
     """Identity, picture and, if it cannot be used, the reason. Equal identities are the same picture."""
     if callable(cell):
@@ -216,6 +231,8 @@ def _picture(cell: Any, roots: Sequence[Path], limits: FetchLimits) -> tuple[str
         return name, WebPicture(name, limits), ""
     if "://" in name:
         return name, None, "an address that is neither http nor https"
+    if name.startswith("~/"):
+        name = str(Path.home() / name[2:])
     for candidate in (name, name.replace("\\", "/")):  # a table written on Windows has backslashes
         for root in roots:
             path = os.path.normpath(root / candidate)

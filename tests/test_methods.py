@@ -359,3 +359,23 @@ def test_shards_of_pictures_and_class_numbers(tmp_path: Path, classes: Path) -> 
         output = tmp_path / f"{recipe}-{name}"
         clipkit.train(recipe, **settings, train_data=str(tmp_path / f"{name}.tar"), output=str(output))
         assert [r["step"] for r in records(output, "train")] == [1, 2]
+
+
+def test_a_folder_or_table_of_pictures_alone(tmp_path: Path, classes: Path) -> None:
+    """Pictures that nobody has described or sorted are enough where views are compared, and labels for supcon."""
+    (tmp_path / "photos").mkdir()
+    rows = [("filepath", "label")]
+    for n, path in enumerate(sorted(classes.rglob("*.png"))[::5]):
+        shutil.copy(path, tmp_path / "photos" / f"{n}.png")
+        rows.append((f"{n}.png", path.parent.name))
+    with (tmp_path / "photos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    settings = {"batch_size": 4, "max_steps": 2, "model": str(make_config(tmp_path / "tiny.json"))}
+    for recipe, name in (("simclr", "photos"), ("byol", "photos"), ("supcon", "photos.csv")):
+        more = {"image_root": str(tmp_path / "photos")} if name == "photos.csv" else {}
+        clipkit.train(recipe, **settings, **more, train_data=str(tmp_path / name), output=str(tmp_path / recipe))
+        assert [r["step"] for r in records(tmp_path / recipe, "train")] == [1, 2]
+    with pytest.raises(ClipkitError, match=r"photos: the pictures have no captions.*--recipe simclr"):
+        clipkit.train("clip", **settings, train_data=str(tmp_path / "photos"), output=str(tmp_path / "clip"))
+    with pytest.raises(ClipkitError, match="none of its first 8 samples has a label"):
+        clipkit.train("supcon", **settings, train_data=str(tmp_path / "photos"), output=str(tmp_path / "bare"))

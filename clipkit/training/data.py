@@ -92,7 +92,7 @@ def training_reader(model: DualEncoder, shards: ShardSet, config: Config) -> Pai
         return PairReader(shards, read_user, items, config.run.seed, finish=corrected)
     check_samples(model, shards, config)
     with_pictures = data.compare != "sentences"
-    with_texts = data.compare not in ("views", "labels")
+    with_texts = not data.pictures_alone
     return PairReader(
         shards,
         _training_view(model, config) if with_pictures else None,
@@ -198,13 +198,13 @@ def plain_reader(model: DualEncoder, shards: ShardSet, config: Config) -> PairRe
 
 
 def _several_views(config: Config) -> bool:
-    return config.data.compare in ("views", "labels", "pairs+views")
+    return config.data.pictures_alone or config.data.compare == "pairs+views"
 
 
 def _training_view(model: DualEncoder, config: Config) -> ReadPicture:
     """How a picture is read in training: its one view, its two views, or all three."""
     data, spec = config.data, model.picture
-    if data.compare in ("views", "labels"):
+    if data.pictures_alone:
         return partial(read_views, spec=spec, family=data.views)
     if data.augment == "crop":
         single: View = partial(cropped, spec=spec, augment=_augment(config))

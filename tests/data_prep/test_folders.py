@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from data_prep_helpers import picture as picture_of
 from data_prep_helpers import pictures
 
 from clipkit.errors import ClipkitError
+from clipkit.pairs import open_shards
 from data_prep import SourceOptions, prepare, read_source
+from data_prep.__main__ import main
 from data_prep.folders import read_folder
 
 
@@ -94,6 +97,45 @@ def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
         "val": "cat",
         "test": "cat",
     }
+
+
+@pytest.mark.parametrize("layout", ["flat", "one folder", "splits", "some captions"])
+def test_pictures_without_captions(tmp_path: Path, layout: str) -> None:
+    """A folder that holds nothing else is what SimCLR, MoCo and BYOL learn from."""
+    places = {"one folder": [tmp_path / "images"], "splits": [tmp_path / "train", tmp_path / "val"]}
+    paths = [path for place in places.get(layout, [tmp_path]) for path in pictures(place, 2)]
+    if layout == "some captions":
+        paths[0].with_suffix(".txt").write_text("a dog")
+    source = read_folder(tmp_path, captions_optional=True)
+    assert not source.skipped and [r.image for r in source.records] == paths
+    assert [r.captions for r in source.records] == [("a dog",) if layout == "some captions" and not n else () for n in
+                                                    range(len(paths))]  # fmt: skip
+    assert all(list(r.meta) == ["file"] for r in source.records)
+    assert [r.split for r in source.records] == {"splits": ["train", "train", "val", "val"]}.get(layout, [None, None])
+
+
+def test_classes_are_classes_where_captions_are_optional(tmp_path: Path) -> None:
+    pictures(tmp_path / "cat", 1)
+    pictures(tmp_path / "dog", 1)
+    assert [r.meta["label"] for r in read_folder(tmp_path, captions_optional=True).records] == ["cat", "dog"]
+
+
+def test_shards_and_cards_of_pictures_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way by the command, with a filter of words, and once more from the shards."""
+    pictures(tmp_path / "in", 6)
+    assert main([str(tmp_path / "in"), str(tmp_path / "no")]) == 2
+    assert "--captions-optional" in capsys.readouterr().err
+    flags = ["--captions-optional", "--processes", "1", "--split-val", "0.3"]
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), *flags, "--max-words", "5"]) == 0
+    assert main([str(tmp_path / "out"), str(tmp_path / "again"), *flags]) == 0
+    for folder in ("out", "again"):
+        shards = open_shards(f"{tmp_path / folder}/{{train,val}}/*.tar")
+        assert len(shards) == 6 and not shards.problems
+        assert {s.captions for s in shards} == {()} and not any("label" in s.meta for s in shards)
+        stats = json.loads((tmp_path / folder / "stats.json").read_text())
+        assert [split["captions"] for split in stats["splits"].values()] == [0, 0]
+    with pytest.raises(ClipkitError, match="no sample in these shards"):
+        prepare(tmp_path / "out", tmp_path / "third")
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def test_coco(tmp_path: Path) -> None:
     assert [r.captions for r in source.records] == [("note 0", "note 4"), ("note 1", "note 5")]
     assert source.records[0].meta == {"id": 10, "file": "0.jpg"}
     assert [s.reason for s in source.skipped] == ["no caption in the file of captions", "no such file", "no such file"]
+    alone = read_source(path, SourceOptions(captions_optional=True))
+    assert [len(r.captions) for r in alone.records] == [2, 2, 0] and len(alone.skipped) == 2
+    as_text = [{**note, "image_id": str(note["image_id"])} for note in notes]
+    path.write_text(json.dumps({"images": images, "annotations": as_text}))
+    assert [r.captions for r in read_source(path).records] == [("note 0", "note 4"), ("note 1", "note 5")]
 
 
 def test_coco_with_holes(tmp_path: Path) -> None:

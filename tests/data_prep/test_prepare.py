@@ -171,3 +171,17 @@ def test_evaluation_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> Non
     unseen = {Path(entry["file"]).name: entry["reason"] for entry in said if entry["kind"] == "unseen"}
     assert set(unseen) == {"gone.png", "broken.png"}
     assert all("an evaluation set, and cannot be read" in r and "training may hold it" in r for r in unseen.values())
+
+
+def test_evaluation_pictures_need_no_captions(tmp_path: Path) -> None:
+    """Nor a column that is called as that of the training table."""
+    for folder in ("mine", "theirs"):
+        (tmp_path / folder).mkdir()
+        for n in range(3):
+            (tmp_path / folder / f"{n}.png").write_bytes(picture(n + 2 * (folder == "theirs")))
+    (tmp_path / "mine" / "all.csv").write_text("image,words\n0.png,a\n1.png,b\n2.png,c\n")
+    (tmp_path / "theirs.csv").write_text("image,caption\ntheirs/0.png,\n")
+    for name in ("theirs", "theirs.csv"):
+        copies = CopyOptions(decontaminate=(str(tmp_path / name),))
+        done = prepare(tmp_path / "mine" / "all.csv", tmp_path / f"out-{name}", copies=copies, caption_column="words")
+        assert done.samples == 2 and [s.kind for s in done.first_skipped] == ["evaluation"]

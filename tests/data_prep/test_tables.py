@@ -34,6 +34,20 @@ def test_rows_of_a_picture_are_one_record_in_the_order_of_first_appearance(tmp_p
     assert not source.skipped
 
 
+def test_a_table_of_pictures_and_labels_alone(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    path = table(tmp_path, "filepath,label\n0.jpg,cat\n1.jpg,\n")
+    with pytest.raises(ClipkitError, match="no column for the captions"):
+        read_table(path)
+    source = read_table(path, captions_optional=True)
+    assert [(r.captions, r.meta.get("label")) for r in source.records] == [((), "cat"), ((), None)]
+    assert not source.skipped
+    with pytest.raises(ClipkitError, match="no column 'text'"):
+        read_table(path, captions_optional=True, caption_column="text")
+    some = table(tmp_path, "filepath,caption\n0.jpg,a cat\n1.jpg,\n0.jpg,\n", "some.csv")
+    assert [r.captions for r in read_table(some, captions_optional=True).records] == [("a cat",), ()]
+
+
 def test_a_picture_of_two_splits_is_in_the_one_that_counts_more_and_listed(tmp_path: Path) -> None:
     pictures(tmp_path, 3)
     rows = ["0.jpg,a,train", "0.jpg,b,test", "1.jpg,c,val", "1.jpg,d,train", "1.jpg,e,valid", "2.jpg,f,train"]
@@ -91,6 +105,11 @@ def test_utf16_and_other_encodings(tmp_path: Path) -> None:
     assert said(path, encoding="latin-1") == {"0.jpg": ("un café",)}
     with pytest.raises(ClipkitError, match="no such text encoding"):
         read_table(path, encoding="utf-88")
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path = table(tmp_path, text, "c.tsv", encoding)
+        with pytest.raises(ClipkitError, match=rf"c.tsv: looks like UTF-16 .*--encoding {encoding}"):
+            read_table(path)
+        assert said(path, encoding=encoding) == {"0.jpg": ("un café",)}
 
 
 def test_unicode_paths_and_spaces(tmp_path: Path) -> None:
@@ -106,6 +125,12 @@ def test_image_root_absolute_paths_and_backslashes(tmp_path: Path) -> None:
     assert said(path, image_root=tmp_path / "photos") == {"0.jpg": ("a",), "1.jpg": ("b",)}
     with pytest.raises(ClipkitError, match="no such folder; check --image-root"):
         read_table(path, image_root=tmp_path / "nowhere")
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    pictures(tmp_path / "home" / "photos", 1)
+    assert said(table(tmp_path, "image,caption\n~/photos/0.jpg,a\n")) == {"0.jpg": ("a",)}
 
 
 def test_columns_are_found_in_any_case_and_can_be_named(tmp_path: Path) -> None:
