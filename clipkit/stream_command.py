@@ -47,8 +47,8 @@ class Stream:
     """Print a line for each sample: step and key, in the order of the shards, the substitutes of bad ones in place."""
     per_rank: bool = False
     """With --keys: step, rank and key."""
-    captions: Literal["one", "all"] = "one"
-    """Captions of a sample, as in training."""
+    captions: Literal["one", "all", "none"] = "one"
+    """Captions of a sample, as in training; none as by simclr, moco, byol and supcon, which take pictures alone."""
     augment: Literal["none", "crop"] = "crop"
     """Views of the pictures, when speed is measured."""
     size: int = 224
@@ -85,15 +85,18 @@ class Stream:
         from clipkit.pairs import Augment, PairReader, PictureSpec, PipeSet, join_shards
         from clipkit.training.data import read_augmented, read_view, without_captions
 
-        config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size)
+        compare = "views" if self.captions == "none" else "pairs"
+        config = Config().replace(max_steps=self.from_step + self.steps, batch_size=self.batch_size, compare=compare)
         names = source_names(self.shards, self.train_weights)
         opened = [open_data(path, config, "train")[0] for path in names]
         shards = join_shards(opened, self.train_weights) if len(opened) > 1 else opened[0]
         spec = PictureSpec(size=self.size)
         crop = self.augment == "crop" and not self.keys
         picture = partial(read_augmented, spec=spec, augment=Augment()) if crop else partial(read_view, spec=spec)
-        pictures_alone = not isinstance(shards, PipeSet) and without_captions(shards) > 0
-        return PairReader(shards, picture, None if pictures_alone else _no_texts, self.seed, self.captions)
+        unread = self.captions == "none" or (not isinstance(shards, PipeSet) and without_captions(shards) > 0)
+        return PairReader(
+            shards, picture, None if unread else _no_texts, self.seed, "all" if self.captions == "all" else "one"
+        )
 
     def _batches(self, reader: PairReader, rank: int) -> Iterator[PairBatch]:
         from clipkit.pairs import make_order

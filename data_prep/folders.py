@@ -63,7 +63,8 @@ def read_folder(
     if not in_classes:
         raise ClipkitError(
             f"{root}: the pictures have no captions; put NAME.txt beside each NAME.jpg, or make one folder per class; "
-            f"--recipe simclr, moco and byol learn from pictures alone (`clipkit prepare --captions-optional`)"
+            f"--recipe simclr, moco and byol learn from pictures alone (prepare: --captions-optional; stream: "
+            f"--captions none)"
         )
     return _classes(root, pictures, splits, template)
 

@@ -124,3 +124,15 @@ def test_pictures_without_captions(
     path = write_tar(tmp_path / "0.tar", [(f"{n}.jpg", picture(n)) for n in range(6)])
     found = keys(path, "--batch-size", 6, "--steps", 1)
     assert sorted(key for _, key in found) == list("012345")
+
+
+def test_captions_that_are_not_read(tmp_path: Path, picture: Callable[..., bytes], folder: Path) -> None:
+    """A folder of pictures as simclr reads it, and shards of which no caption is bad then."""
+    for n in range(6):
+        (tmp_path / f"{n}.jpg").write_bytes(picture(n))
+    status, _, err = said(tmp_path, "--batch-size", 6, "--keys")
+    assert status == 2 and "--captions none" in err
+    found = keys(tmp_path, "--batch-size", 6, "--steps", 2, "--captions", "none")
+    assert len(found) == 12 and len({key for _, key in found}) == 6
+    common = (folder, "--batch-size", 30, "--steps", 2)
+    assert keys(*common, "--captions", "none") == keys(*common)
