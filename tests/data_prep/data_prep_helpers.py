@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipkit.errors import ClipkitError
 from data_prep.records import Record
+from data_prep.tables import read_table
 
 # orientation 6, and a unit of the resolution that is a text, which Pillow reads but cannot write
 DAMAGED_EXIF = b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0\x28\1\2\0\1\0\0\0a\0\0\0\0\0\0\0"
@@ -124,3 +125,14 @@ def wait_for(flag: str) -> None:
 def records(n: int) -> list[Record]:
     """``n`` records of two captions and a label."""
     return [Record(f"{i:06d}", picture(i), (f"caption {i}", f"other {i}"), {"label": i % 3}) for i in range(n)]
+
+
+def table(folder: Path, text: str, name: str = "captions.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def said(path: Path, **options: object) -> dict[str, tuple[str, ...]]:
+    """File name to captions."""
+    return {Path(r.name).name: r.captions for r in read_table(path, **options).records}  # type: ignore[arg-type]
