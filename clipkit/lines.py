@@ -7,6 +7,8 @@ import re
 
 from clipkit.errors import ClipkitError
 
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def decode_text(data: bytes, encoding: str | None, errors: str = "strict") -> str:
     """``data`` in ``encoding``; if None in UTF-8, or UTF-16 with a byte order mark.
@@ -16,12 +18,21 @@ def decode_text(data: bytes, encoding: str | None, errors: str = "strict") -> st
         UnicodeDecodeError: ``data`` are no such text.
     """
     if encoding is None:
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if utf16 else "utf-8-sig"
+        encoding = "utf-16" if data.startswith(_MARKS) else "utf-8-sig"
     try:
         return data.decode(encoding, errors)
     except LookupError:
         raise ClipkitError(f"{encoding}: no such text encoding; try utf-8 or latin-1") from None
+
+
+def unmarked_utf16(data: bytes) -> str | None:
+    """The encoding of UTF-16 without a byte order mark, if ``data`` begin so: letters with a zero behind, or before,
+    each."""
+    begin = data[:256]
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if len(begin) > 3 and begin[first::2].count(0) > len(begin) // 4 and not begin[1 - first :: 2].count(0):
+            return None if data.startswith(_MARKS) else name
+    return None
 
 
 def text_lines(text: str) -> list[str]:

@@ -51,7 +51,8 @@ def read_dataset(folder: Path, rows: RowOptions) -> Source:
         raise ClipkitError(f"{folder}: a Hugging Face data set without data (no .arrow or .parquet file)")
     schema = _schema(files[0][1])
     image = find_column(folder, schema.names, rows.image_column, IMAGE_COLUMNS, "pictures", "image")
-    caption = find_captions(folder, schema.names, rows, (*CAPTION_COLUMNS, "label"))
+    known = (*CAPTION_COLUMNS, "label")
+    caption = find_captions(folder, schema.names, rows.caption_column, known, rows.captions_optional)
     names = _class_names(schema, folder)
 
     def cells() -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipkit.errors import ClipkitError
-from clipkit.lines import decode_text
+from clipkit.lines import decode_text, unmarked_utf16
 from clipkit.pairs.captions import parse_json
 from data_prep.cells import columns_of_bytes, rows_with_cells
 from data_prep.records import Skipped
@@ -264,8 +263,7 @@ def read_text(path: Path, encoding: str | None) -> str:
         ClipkitError: its bytes are no such text, or there is no such encoding.
     """
     data = path.read_bytes()
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if encoding is None and not marked and (found := _utf16(data)):
+    if encoding is None and (found := unmarked_utf16(data)):
         raise ClipkitError(
             f"{path}: looks like UTF-16 without a byte order mark; give --encoding {found} to prepare or train, or "
             f"save it as UTF-8"
@@ -278,12 +276,3 @@ def read_text(path: Path, encoding: str | None) -> str:
             f"{path}: line {line} is not {error.encoding}; save it as UTF-8, or give --encoding latin-1 to prepare "
             f"or train"
         ) from None
-
-
-def _utf16(data: bytes) -> str | None:
-    """The encoding of UTF-16, if ``data`` begin so: letters with a zero behind, or before, each."""
-    begin = data[:256]
-    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
-        if len(begin) > 3 and begin[first::2].count(0) > len(begin) // 4 and not begin[1 - first :: 2].count(0):
-            return name
-    return None

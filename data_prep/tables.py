@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +94,16 @@ def read_table(
     if not columns:
         raise ClipkitError(f"{path} is empty; expected a header and a row per caption")
     image_column = find_column(path, columns, image_column, IMAGE_COLUMNS, "pictures", "image")
-    root = Path(image_root) if image_root is not None else None
-    options = RowOptions(
-        image_column, caption_column, split_column, root, limits or FetchLimits(), captions_optional=captions_optional
-    )
-    caption_column = find_captions(path, columns, options, CAPTION_COLUMNS)
+    caption_column = find_captions(path, columns, caption_column, CAPTION_COLUMNS, captions_optional)
     if split_column is not None:
         split_column = find_column(path, columns, split_column, (), "splits", "split")
     for column in (image_column, split_column):
         if column is not None and columns.count(column) > 1:
             raise ClipkitError(f"{path}: {columns.count(column)} columns are called {column!r}; give them other names")
-    options = replace(options, split_column=split_column)
+    root = Path(image_root) if image_root is not None else None
+    options = RowOptions(
+        image_column, caption_column, split_column, root, limits or FetchLimits(), captions_optional=captions_optional
+    )
     return grouped_records(path, rows, image_column, caption_column, options)
 
 
@@ -200,13 +199,16 @@ def find_column(
     raise ClipkitError(f"{path} has no column for the {what}; its columns are {listed}: pass --{flag}-column NAME")
 
 
-def find_captions(path: Path, columns: list[str], options: RowOptions, known: tuple[str, ...]) -> str | None:
+def find_captions(
+    path: Path, columns: list[str], wanted: str | None, known: tuple[str, ...], optional: bool
+) -> str | None:
     """Name of the column of captions, as ``find_column`` finds it; None where there is none and need not be."""
-    if options.captions_optional and options.caption_column is None:
-        with suppress(ClipkitError):
-            return find_column(path, columns, None, known, "captions", "caption")
-        return None
-    return find_column(path, columns, options.caption_column, known, "captions", "caption")
+    try:
+        return find_column(path, columns, wanted, known, "captions", "caption")
+    except ClipkitError:
+        if wanted is None and optional:
+            return None
+        raise
 
 
 def _picture(cell: Any, roots: Sequence[Path], limits: FetchLimits) -> tuple[str, Any, str]:

@@ -39,7 +39,7 @@ class Parcel:
     Attributes:
         batch: its pictures too, unless they lie in a slot.
         arrays: by name, those of its tensors that are sent by value: shared memory, which torch would make for each,
-            takes a thousand times as long as a copy of a few kilobytes.
+            costs a millisecond.
         slot: where its pictures lie, of ``shape`` and ``dtype``; None if in none.
     """
 
